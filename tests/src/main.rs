@@ -1,0 +1,1 @@
+//! One binary for all of them: one link, one process per test under nextest.
