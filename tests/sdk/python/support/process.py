@@ -97,8 +97,8 @@ def start() -> Server:
         "SELFSAME__MODEL__BASE_URL": mock_url,
         "SELFSAME__MODEL__API_KEY": "scripted",
         "SELFSAME__SANDBOX__BACKEND": os.environ.get("SELFSAME_TEST_BACKEND", "docker"),
-        # Retries must not make a test wait: the first pause is this long, and doubles.
-        "SELFSAME__MODEL__RETRY_BASE_MS": "20",
+        # Enough to see a retry, few enough that running out of them does not take long.
+        "SELFSAME__MODEL__ATTEMPTS": "3",
     }
     server = Server(url, "", "", "", mock_url, directory=directory)
 
