@@ -143,9 +143,6 @@ FIELDS: dict[str, tuple[dict, str | tuple[str, ...], int | tuple[int, ...]]] = {
     "an unknown identity": ({"execution_identity": {"type": "ghost"}}, "execution_identity", 400),
 }  # fmt: skip
 
-# Null clears these on update, and the web and MCP rows are the same code as on create.
-CREATE_ONLY: set[str] = set()
-
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_create(raw, mock, name) -> None:

@@ -274,8 +274,11 @@ def stored(raw, path: str, names: dict[str, str]) -> bool:
     return any(names["mark"] in json.dumps({**each, "model": None, "agent": None}) for each in response.json()["data"])
 
 
-@pytest.mark.parametrize("form", list(bodies("{}")))
-@pytest.mark.parametrize("path", CREATES)
+# What people say to a model may hold any character; only names, titles and the like may not.
+BROKEN = [(path, form) for path in CREATES for form in bodies("{}") if (form, "events" in path) != ("NUL", True)]
+
+
+@pytest.mark.parametrize(("path", "form"), BROKEN)
 def test_broken_bodies(raw, path, form, names) -> None:
     valid = json.dumps(CREATES[path])
     content = bodies(valid)[form]
@@ -283,9 +286,6 @@ def test_broken_bodies(raw, path, form, names) -> None:
         content = content.replace(b"{" + name.encode() + b"}", value.encode())
         if form == "UTF-16":
             content = content.replace(("{" + name + "}").encode("utf-16-le"), value.encode("utf-16-le"))
-    if form == "NUL" and "events" in path:
-        # What people say to a model may hold any character; only names may not.
-        pytest.skip("NUL is text here")
     target = path.replace("{session}", names["session"])
     response = raw.post(target, content=content, headers={"content-type": "application/json"})
     refused(response, Case(form))
