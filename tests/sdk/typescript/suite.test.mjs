@@ -38,7 +38,7 @@ covers(
     assert.deepEqual((await all(agents.versions.list(agent.id, { limit: 1 }))).map((each) => each.version), [2, 1]);
     await assert.rejects(agents.update(agent.id, { version: 1, name: 'again' }), Anthropic.ConflictError);
     await makeAgent(mock);
-    const listed = async (params) => (await all(agents.list({ limit: 1, created_at: undefined, 'created_at[gte]': agent.created_at, ...params }))).map((each) => each.id);
+    const listed = async (params) => (await all(agents.list({ limit: 1, 'created_at[gte]': agent.created_at, ...params }))).map((each) => each.id);
     assert((await listed()).includes(agent.id));
     const archived = await agents.archive(agent.id);
     assert(archived.archived_at);
