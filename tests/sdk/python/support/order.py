@@ -498,3 +498,13 @@ def dedupe(records: Iterable[Event]) -> list[Event]:
         kept[event["id"]] = event
     done = [event for event in kept.values() if event.get("processed_at") is not None]
     return done + [event for event in kept.values() if event.get("processed_at") is None]
+
+
+if __name__ == "__main__":
+    # For suites in other languages: a log as JSON on standard input, its violations on standard output.
+    import json
+    import sys
+
+    found = check(json.load(sys.stdin), complete="--incomplete" not in sys.argv)
+    print("\n".join(found))
+    sys.exit(1 if found else 0)
