@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
-    process::{Child, Command},
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
@@ -54,8 +54,6 @@ pub(super) struct Started {
     pub(super) pid: Pid,
     /// `Some` once it has ended.
     pub(super) exit: watch::Receiver<Option<Exit>>,
-    /// For its pipes; never to be waited for.
-    pub(super) child: Child,
 }
 
 /// Waits for a process to end. Can be dropped and called again.
@@ -77,6 +75,7 @@ pub(super) fn start(command: &mut Command, descriptors: &[&OwnedFd]) -> io::Resu
     // Under the lock: no other child can be started while these are inheritable.
     let started = set_inheritable(descriptors, true).and_then(|()| command.spawn());
     set_inheritable(descriptors, false)?;
+    // Dropping this handle neither waits nor kills.
     let child = started?;
     let pid = i32::try_from(child.id())
         .ok()
@@ -84,7 +83,7 @@ pub(super) fn start(command: &mut Command, descriptors: &[&OwnedFd]) -> io::Resu
         .ok_or(io::ErrorKind::Other)?;
     let (sender, exit) = watch::channel(None);
     children.get_or_insert_default().insert(pid, sender);
-    Ok(Started { pid, exit, child })
+    Ok(Started { pid, exit })
 }
 
 fn set_inheritable(descriptors: &[&OwnedFd], inheritable: bool) -> io::Result<()> {

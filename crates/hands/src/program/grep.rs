@@ -77,7 +77,7 @@ pub(super) async fn run(rg: &Path, pattern: &str, path: &Path) -> Result<String,
         .stdout(write)
         .stderr(Stdio::null())
         .process_group(0);
-    let mut started = children::start(&mut command, &[]).map_err(failed)?;
+    let started = children::start(&mut command, &[]).map_err(failed)?;
     // It holds the writing end, which would keep the pipe open for ever.
     drop(command);
     let search = Search(started.pid);
@@ -89,16 +89,11 @@ pub(super) async fn run(rg: &Path, pattern: &str, path: &Path) -> Result<String,
         .await
         .map_err(failed)?;
     if found.len() <= MAX_MATCHES {
-        let exit = started
-            .exit
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|exit| *exit);
+        let exit = children::ended(&started.exit).await;
         // The process is gone and its number may be another's: nothing to kill.
         std::mem::forget(search);
         // 1 is "nothing found"; 2 is an error, often only of some of the files.
-        if found.is_empty() && exit != Some(children::Exit::Code(1)) {
+        if found.is_empty() && exit != children::Exit::Code(1) {
             return Err(Failure::new(format!(
                 "rg failed on {}",
                 text(pattern.as_bytes())
