@@ -2,9 +2,11 @@
 
 mod backend;
 mod error;
+mod process;
 mod sandbox;
 
 pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
 pub use error::SandboxError;
+pub use process::ProcessBackend;
 pub use sandbox::Sandbox;
 pub use selfsame_hands::{Call, CallResult, Content, Key};
