@@ -175,7 +175,7 @@ CREATE TABLE events (
     PRIMARY KEY (session_id, seq)
 );
 CREATE INDEX events_type_idx ON events (session_id, type, seq);
-CREATE INDEX events_time_idx ON events (session_id, processed_at);
+CREATE INDEX events_time_idx ON events (session_id, processed_at, seq);
 CREATE INDEX events_session_view_idx ON events (session_id, seq) WHERE on_session;
 CREATE INDEX events_thread_idx ON events (session_id, thread_id, seq);
 

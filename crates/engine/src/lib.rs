@@ -1,1 +1,2 @@
-//! engine
+//! Engine.
+pub mod machine;

@@ -7,9 +7,24 @@
 mod agents;
 mod environments;
 mod error;
+mod events;
 mod keys;
+mod leases;
+mod log;
+mod sandboxes;
+mod sessions;
 
 pub use error::StoreError;
+pub use events::{EventCursor, EventPage, EventQuery};
+pub use leases::Claimed;
+pub use log::{
+    Actor, AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row, ThreadChange,
+};
+
+pub use sandboxes::SandboxRecord;
+pub use sessions::{
+    Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord, ThreadRecord,
+};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
