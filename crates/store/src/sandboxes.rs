@@ -98,6 +98,33 @@ impl Store {
         .map(Into::into))
     }
 
+    /// Whether a living server other than `except` is still making this sandbox.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn sandbox_is_being_made(
+        &self,
+        id: SandboxId,
+        except: ServerId,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let micros = i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX);
+        Ok(sqlx::query_scalar!(
+            r#"
+            SELECT EXISTS (
+                SELECT FROM sandboxes b JOIN servers v ON v.id = b.server_id
+                WHERE b.id = $1 AND b.status = 'creating' AND v.id <> $2
+                  AND v.heartbeat_at > clock_timestamp() - $3 * interval '1 microsecond'
+            ) AS "exists!"
+            "#,
+            id.0,
+            except.0,
+            micros as f64,
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
     /// Takes the oldest warm sandbox of an image for a session.
     ///
     /// # Errors
