@@ -7,11 +7,14 @@
 pub mod agent;
 mod check;
 pub mod content;
+pub mod environment;
 pub mod error;
 pub mod event;
 pub mod ids;
+pub mod inbound;
 pub mod metadata;
 pub mod model;
+pub mod model_info;
 pub mod multiagent;
 pub mod page;
 pub mod patch;
