@@ -14,7 +14,7 @@ use std::{
 use selfsame_sandbox::{Backend, Handle, Key, Sandbox, SandboxError, Spec, Status};
 use selfsame_store::{SandboxRecord, Store, StoreError};
 use selfsame_types::{SandboxId, ServerId, SessionId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
 use crate::fail;
@@ -77,6 +77,8 @@ pub struct Sandboxes {
     slots: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<Slot>>>>,
     /// Warm sandboxes that are connected already.
     warm: Mutex<HashMap<SandboxId, Sandbox>>,
+    took_warm: Notify,
+    has_garbage: Notify,
 }
 
 impl Sandboxes {
@@ -96,6 +98,8 @@ impl Sandboxes {
             starts,
             slots: Mutex::default(),
             warm: Mutex::default(),
+            took_warm: Notify::new(),
+            has_garbage: Notify::new(),
         }
     }
 
@@ -221,6 +225,7 @@ impl Sandboxes {
         let taken =
             self.store.sandbox_take(session, self.backend.name(), &self.config.image).await?;
         if let Some(record) = taken {
+            self.took_warm.notify_one();
             let warm = self
                 .warm
                 .lock()
@@ -282,6 +287,22 @@ impl Sandboxes {
     /// Drops the connection of a session that is done for now.
     pub fn disconnect(&self, session: SessionId) {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+    }
+
+    /// Resolves when a warm sandbox was taken: the pool wants another one.
+    pub async fn taken(&self) {
+        self.took_warm.notified().await;
+    }
+
+    /// A session has ended: its sandbox is wanted no more.
+    pub fn release(&self, session: SessionId) {
+        self.disconnect(session);
+        self.has_garbage.notify_one();
+    }
+
+    /// Resolves when a session has ended.
+    pub async fn released(&self) {
+        self.has_garbage.notified().await;
     }
 
     /// Brings the warm pool to its size, one sandbox a call. Answers whether it made one.

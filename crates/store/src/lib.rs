@@ -11,6 +11,7 @@ mod events;
 mod keys;
 mod leases;
 mod log;
+mod notify;
 mod sandboxes;
 mod sessions;
 
@@ -18,13 +19,14 @@ pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery};
 pub use leases::Claimed;
 pub use log::{
-    Actor, AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row, ThreadChange,
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row, ThreadChange,
 };
-
+pub use notify::Listener;
 pub use sandboxes::SandboxRecord;
 pub use sessions::{
     Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord, ThreadRecord,
 };
+pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 
 use selfsame_types::{
-    ApiError, EventId, KeyId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EventId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
     event::{EventType, NewEvent, Processed},
 };
 use uuid::Uuid;
 
-use crate::{Store, StoreError, time};
+use crate::{Actor, Store, StoreError, time};
 
 /// Who appends, and by what right.
 #[derive(Debug, Clone, Copy)]
@@ -22,13 +22,6 @@ pub enum Guard {
     Client { workspace: WorkspaceId, cold: bool },
     /// The runner that holds the session's lease with this epoch.
     Runner { server: ServerId, epoch: i64 },
-}
-
-/// What is recorded of a client beside its events.
-#[derive(Debug, Clone, Default)]
-pub struct Actor {
-    pub key: Option<KeyId>,
-    pub request_id: Option<String>,
 }
 
 /// The locked state that a decision is made from.
@@ -92,6 +85,8 @@ pub struct Change {
     pub lease: LeaseChange,
     /// The session's `updated_at` moves.
     pub touched: bool,
+    /// A client's input was accepted: a stream opened shortly afterwards begins here.
+    pub accepted: bool,
     /// Replaces what clients edit.
     pub cold: Option<Cold>,
     pub end: Option<End>,
@@ -140,6 +135,8 @@ pub struct Appended {
     pub rows: Vec<Row>,
     pub epoch: i64,
     pub at: Timestamp,
+    /// The one who let go of the lease did so in the middle of something.
+    pub unclean: bool,
 }
 
 /// Why nothing was appended.
@@ -182,7 +179,7 @@ impl Store {
         let row = sqlx::query!(
             r#"
             SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
-                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch,
+                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
                    c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
                    CASE WHEN $2 THEN c.title END AS title,
                    CASE WHEN $2 THEN c.metadata END AS metadata,
@@ -259,13 +256,15 @@ impl Store {
             SET status = $17, last_seq = $18, queued = $19, view = $20, machine = $21,
                 owner = $22, epoch = $23, unclean = COALESCE($24, unclean), wake_at = $25,
                 last_processed_at = $2,
-                updated_at = CASE WHEN $26 OR status <> $17 THEN $2 ELSE updated_at END
+                updated_at = CASE WHEN $26 OR status <> $17 THEN $2 ELSE updated_at END,
+                accepted_seq = CASE WHEN $27 THEN last_seq ELSE accepted_seq END,
+                accepted_at = CASE WHEN $27 THEN $2 ELSE accepted_at END
             WHERE session_id = $1
             "#,
             session.0,
             jiff_sqlx::Timestamp::from(head.now.inner()) as _,
             actor.key.map(|key| key.0),
-            actor.request_id,
+            actor.request,
             &columns.seqs,
             &columns.ids,
             &columns.threads,
@@ -288,6 +287,7 @@ impl Store {
             unclean,
             change.wake_at.map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
             change.touched,
+            change.accepted,
         )
         .execute(&mut *tx)
         .await?;
@@ -345,7 +345,7 @@ impl Store {
             .await?;
         }
         tx.commit().await?;
-        Ok(Some(Appended { rows, epoch, at: head.now }))
+        Ok(Some(Appended { rows, epoch, at: head.now, unclean: row.unclean }))
     }
 }
 

@@ -210,8 +210,10 @@ impl Store {
             r#"
             WITH state AS (
                 INSERT INTO session_state (session_id, workspace_id, status, updated_at, last_seq,
-                    last_processed_at, queued, view, machine, primary_thread, owner, epoch, wake_at)
-                VALUES ($1, $2, $3, $4, $5, $4, $6, $7, $8, $9, $10, $11, $12)
+                    last_processed_at, queued, view, machine, primary_thread, owner, epoch, wake_at,
+                    accepted_seq, accepted_at)
+                VALUES ($1, $2, $3, $4, $5, $4, $6, $7, $8, $9, $10, $11, $12,
+                        CASE WHEN $5 > 0 THEN 0 END, CASE WHEN $5 > 0 THEN $4 END)
             ), thread AS (
                 INSERT INTO session_threads (id, session_id, position, agent, status, view,
                                              created_at, updated_at)
@@ -503,20 +505,26 @@ impl Store {
         &self,
         workspace: WorkspaceId,
         id: SessionId,
+        window: std::time::Duration,
     ) -> Result<Option<Position>, StoreError> {
+        let micros = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
         Ok(sqlx::query!(
             r#"
-            SELECT s.last_seq, s.status, s.primary_thread
+            SELECT s.last_seq, s.status, s.primary_thread,
+                   CASE WHEN s.accepted_at > clock_timestamp() - $3 * interval '1 microsecond'
+                        THEN s.accepted_seq END AS accepted_seq
             FROM session_state s JOIN sessions c ON c.id = s.session_id
             WHERE s.session_id = $1 AND c.workspace_id = $2 AND c.deleted_at IS NULL
             "#,
             id.0,
             workspace.0,
+            micros as f64,
         )
         .fetch_optional(&self.pool)
         .await?
         .map(|row| Position {
             last_seq: row.last_seq,
+            accepted_seq: row.accepted_seq,
             terminated: row.status == "terminated",
             primary_thread: ThreadId(row.primary_thread),
         }))
@@ -527,6 +535,8 @@ impl Store {
 #[derive(Debug, Clone, Copy)]
 pub struct Position {
     pub last_seq: i64,
+    /// Where it stood before a client's input that came within the asked window.
+    pub accepted_seq: Option<i64>,
     pub terminated: bool,
     pub primary_thread: ThreadId,
 }
