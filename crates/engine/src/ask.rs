@@ -23,7 +23,10 @@ use crate::{
 #[derive(Debug)]
 pub enum Answer {
     Response(Response),
-    Failed { error: ModelError, usage: ModelUsage },
+    Failed {
+        error: ModelError,
+        usage: ModelUsage,
+    },
 }
 
 /// Where a request's previews go.
@@ -125,7 +128,11 @@ pub(crate) async fn ask(
                 blocks.retain(|(started, _)| *started != index);
                 blocks.push((index, content.map(|content| ResponseBlock { id, content })));
             }
-            Ok(Delta::Done { stop_reason, usage, stop_details }) => {
+            Ok(Delta::Done {
+                stop_reason,
+                usage,
+                stop_details,
+            }) => {
                 let blocks: Vec<_> = blocks.into_iter().filter_map(|(_, block)| block).collect();
                 let sequel = match stop_reason {
                     StopReason::Refusal => {
@@ -150,12 +157,19 @@ pub(crate) async fn ask(
                     | StopReason::ToolUse
                     | StopReason::Other(_) => Sequel::EndTurn,
                 };
-                return Answer::Response(Response { blocks, usage: convert(&usage), sequel });
+                return Answer::Response(Response {
+                    blocks,
+                    usage: convert(&usage),
+                    sequel,
+                });
             }
             Err(error) => return failed(error, usage),
         }
     }
-    failed(ModelError::connection("The model's response ended before it was complete."), usage)
+    failed(
+        ModelError::connection("The model's response ended before it was complete."),
+        usage,
+    )
 }
 
 /// A block as an event's content; an empty text is none.
@@ -163,15 +177,16 @@ fn content(spec: &SharedSpec, block: Block) -> Option<BlockContent> {
     match block {
         Block::Text { text } if text.is_empty() => None,
         Block::Text { text } => Some(BlockContent::Text(text)),
-        Block::Thinking { thinking, signature } => Some(BlockContent::Thinking(raw(
+        Block::Thinking {
+            thinking,
+            signature,
+        } => Some(BlockContent::Thinking(raw(
             &json!({"type": "thinking", "thinking": thinking, "signature": signature}),
         ))),
-        Block::RedactedThinking { data } => {
-            Some(BlockContent::Thinking(raw(&json!({"type": "redacted_thinking", "data": data}))))
-        }
-        Block::ToolUse { id, name, input } => {
-            Some(BlockContent::Call(spec.judge(id, name, input)))
-        }
+        Block::RedactedThinking { data } => Some(BlockContent::Thinking(raw(
+            &json!({"type": "redacted_thinking", "data": data}),
+        ))),
+        Block::ToolUse { id, name, input } => Some(BlockContent::Call(spec.judge(id, name, input))),
     }
 }
 
@@ -181,7 +196,14 @@ fn raw(value: &serde_json::Value) -> Box<RawValue> {
 
 /// The categories that the API's clients know; others are left out.
 fn is_known_category(category: &str) -> bool {
-    ["cyber", "bio", "frontier_llm", "reasoning_extraction", "general_harms"].contains(&category)
+    [
+        "cyber",
+        "bio",
+        "frontier_llm",
+        "reasoning_extraction",
+        "general_harms",
+    ]
+    .contains(&category)
 }
 
 fn convert(usage: &Usage) -> ModelUsage {

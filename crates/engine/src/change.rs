@@ -20,9 +20,15 @@ impl View {
     /// Running time until `now`, in seconds.
     #[must_use]
     pub fn active_seconds(&self, now: Timestamp) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of centuries fit an f64")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "microseconds of centuries fit an f64"
+        )]
         let settled = self.active_us as f64 / 1e6;
-        settled + self.running_since.map_or(0.0, |since| now.seconds_since(since))
+        settled
+            + self
+                .running_since
+                .map_or(0.0, |since| now.seconds_since(since))
     }
 }
 

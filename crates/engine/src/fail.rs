@@ -33,9 +33,14 @@ pub const POINTS: &[&str] = &[
 /// The text that names no point.
 pub fn arm(spec: &str) -> Result<(), String> {
     let (name, count) = spec.split_once(':').unwrap_or((spec, "1"));
-    let count: u32 = count.parse().map_err(|_| format!("`{spec}`: the count is not a number"))?;
+    let count: u32 = count
+        .parse()
+        .map_err(|_| format!("`{spec}`: the count is not a number"))?;
     if !POINTS.contains(&name) {
-        return Err(format!("`{name}` is not a fail point; there are {}", POINTS.join(", ")));
+        return Err(format!(
+            "`{name}` is not a fail point; there are {}",
+            POINTS.join(", ")
+        ));
     }
     let _ = ARMED.set((name.to_owned(), AtomicU32::new(count.max(1))));
     Ok(())

@@ -122,18 +122,27 @@ pub struct Hub {
 
 impl Hub {
     fn topic(&self, session: SessionId) -> Option<Arc<Topic>> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned()
+        self.topics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&session)
+            .cloned()
     }
 
     /// Rows that this process has just committed.
     pub fn publish(&self, session: SessionId, rows: &[Row]) {
         let Some(last) = rows.last() else { return };
-        let Some(topic) = self.topic(session) else { return };
+        let Some(topic) = self.topic(session) else {
+            return;
+        };
         topic.change(|ring| {
             ring.known = ring.known.max(last.seq);
             for row in rows {
                 // Private notes go no further than the engine.
-                ring.push(Entry::Row(Row { private: None, ..row.clone() }));
+                ring.push(Entry::Row(Row {
+                    private: None,
+                    ..row.clone()
+                }));
             }
         });
     }
@@ -171,7 +180,14 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
             .map(|(session, topic)| {
-                (*session, topic.ring.lock().unwrap_or_else(PoisonError::into_inner).known)
+                (
+                    *session,
+                    topic
+                        .ring
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .known,
+                )
             })
             .collect()
     }
@@ -182,10 +198,17 @@ impl Hub {
     pub fn subscribe(&self, session: SessionId) -> Subscription {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         let topic = topics.entry(session).or_insert_with(|| {
-            Arc::new(Topic { ring: Mutex::default(), wake: watch::Sender::new(0) })
+            Arc::new(Topic {
+                ring: Mutex::default(),
+                wake: watch::Sender::new(0),
+            })
         });
         let wake = topic.wake.subscribe();
-        let cursor = topic.ring.lock().unwrap_or_else(PoisonError::into_inner).end();
+        let cursor = topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end();
         Subscription {
             hub: self.clone(),
             session,
@@ -260,7 +283,8 @@ impl Subscription {
                     let rows = store.event_tail(self.session, self.seq, READ).await?;
                     if rows.is_empty() {
                         // Told of a position that is not there: a session that is being deleted.
-                        self.topic.change(|ring| ring.known = ring.known.min(self.seq));
+                        self.topic
+                            .change(|ring| ring.known = ring.known.min(self.seq));
                     }
                     self.read.extend(rows);
                 }
@@ -282,7 +306,11 @@ impl Subscription {
     /// Looks at the ring once.
     fn look(&mut self) -> Look {
         loop {
-            let ring = self.topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let ring = self
+                .topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if self.cursor < ring.base {
                 // Too slow for the ring: previews of what is under way have a hole now.
                 let (end, known) = (ring.end(), ring.known);
@@ -309,8 +337,8 @@ impl Subscription {
                 }
                 Entry::Row(_) => return Look::Read,
                 Entry::Preview(preview) => {
-                    let stale = preview.span_seq <= self.start_seq
-                        || preview.span_seq <= self.closed_span;
+                    let stale =
+                        preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span;
                     if !stale && preview.span_seq > self.seq {
                         // Its beginning is committed, but not delivered here yet.
                         return Look::Read;
@@ -327,7 +355,11 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut topics = self.hub.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut topics = self
+            .hub
+            .topics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Ours and the map's: nobody else watches.
         if Arc::strong_count(&self.topic) <= 2 {
             topics.remove(&self.session);

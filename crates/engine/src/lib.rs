@@ -39,9 +39,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use change::View;
 pub use hub::{Item, Preview, PreviewKind, Subscription};
+pub use machine::Status;
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
-pub use machine::Status;
 
 use crate::{
     hub::Hub,
@@ -147,7 +147,10 @@ impl Engine {
         self.inner.tasks.close();
         // Twice the time: a hand-over itself needs the database.
         let limit = self.inner.config.drain * 2 + Duration::from_secs(5);
-        if tokio::time::timeout(limit, self.inner.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(limit, self.inner.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("some sessions could not be handed over in time; their leases run out");
         }
         self.inner.notifier.flush().await;
@@ -169,7 +172,11 @@ impl Inner {
     /// Whether another session may be driven here.
     pub(crate) fn has_room(&self) -> bool {
         !self.shutdown.is_cancelled()
-            && self.runners.lock().unwrap_or_else(PoisonError::into_inner).len()
+            && self
+                .runners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
                 < self.config.max_runners
     }
 
@@ -202,7 +209,10 @@ impl Inner {
             {
                 let mut runners = inner.runners.lock().unwrap_or_else(PoisonError::into_inner);
                 // A later turn's runner may stand there already.
-                if runners.get(&session).is_some_and(|other| Arc::ptr_eq(other, &poke)) {
+                if runners
+                    .get(&session)
+                    .is_some_and(|other| Arc::ptr_eq(other, &poke))
+                {
                     runners.remove(&session);
                 }
             }
@@ -231,8 +241,11 @@ impl Inner {
                 () = tokio::time::sleep(keep) => {}
                 () = inner.shutdown.cancelled() => {}
             }
-            let driven =
-                inner.runners.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&session);
+            let driven = inner
+                .runners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(&session);
             if !driven {
                 inner.sandboxes.disconnect(session);
             }
@@ -241,7 +254,11 @@ impl Inner {
 
     /// Releases a lease that this server holds and cannot use, however long the database is away.
     async fn give_up(&self, session: SessionId, epoch: i64) {
-        while let Err(error) = self.store.session_release(session, self.server, epoch, true).await {
+        while let Err(error) = self
+            .store
+            .session_release(session, self.server, epoch, true)
+            .await
+        {
             tracing::warn!(%session, %error, "cannot release a lease yet");
             tokio::select! {
                 () = tokio::time::sleep(self.config.lease_ttl) => {}

@@ -230,7 +230,11 @@ async fn warm(inner: &Inner) {
 async fn reap(inner: &Inner) {
     let mut round = 0_u32;
     loop {
-        if let Err(error) = inner.sandboxes.reap(round.is_multiple_of(ORPHAN_ROUNDS)).await {
+        if let Err(error) = inner
+            .sandboxes
+            .reap(round.is_multiple_of(ORPHAN_ROUNDS))
+            .await
+        {
             tracing::warn!(%error, "cannot reap sandboxes");
         }
         round = round.wrapping_add(1);

@@ -43,7 +43,12 @@ pub(crate) struct Hint {
 
 impl Notifier {
     pub fn new(store: Store, server: ServerId) -> Self {
-        Self { store, server, pending: Arc::default(), work: Arc::default() }
+        Self {
+            store,
+            server,
+            pending: Arc::default(),
+            work: Arc::default(),
+        }
     }
 
     fn add(&self, session: SessionId, change: impl FnOnce(&mut Pending)) {
@@ -80,7 +85,10 @@ impl Notifier {
                 format!("{session} {}{wake}{deleted}", hint.seq)
             })
             .collect();
-        lines.chunks(LINES).map(|lines| format!("{}\n{}", self.server, lines.join("\n"))).collect()
+        lines
+            .chunks(LINES)
+            .map(|lines| format!("{}\n{}", self.server, lines.join("\n")))
+            .collect()
     }
 
     /// Sends what is pending.
@@ -103,7 +111,9 @@ impl Notifier {
 
     /// The hints of a payload that another server sent.
     pub fn read(&self, payload: &str) -> Vec<Hint> {
-        let Some((sender, lines)) = payload.split_once('\n') else { return Vec::new() };
+        let Some((sender, lines)) = payload.split_once('\n') else {
+            return Vec::new();
+        };
         if sender == self.server.to_string() {
             return Vec::new();
         }
@@ -123,5 +133,4 @@ impl Notifier {
             })
             .collect()
     }
-
 }

@@ -139,18 +139,29 @@ impl Spec {
                         PolicyKind::AlwaysAllow => (Permission::Allow, "always_allow"),
                         PolicyKind::AlwaysAsk | PolicyKind::Auto => (Permission::Ask, "always_ask"),
                     };
-                    let serial =
-                        matches!(tool, BuiltinTool::Bash | BuiltinTool::Write | BuiltinTool::Edit);
-                    Verdict::Builtin { permission, policy, serial }
+                    let serial = matches!(
+                        tool,
+                        BuiltinTool::Bash | BuiltinTool::Write | BuiltinTool::Edit
+                    );
+                    Verdict::Builtin {
+                        permission,
+                        policy,
+                        serial,
+                    }
                 }
-                Some((_, setting)) if setting.enabled => {
-                    refuse(format!("The tool `{name}` is not available on this server."))
-                }
+                Some((_, setting)) if setting.enabled => refuse(format!(
+                    "The tool `{name}` is not available on this server."
+                )),
                 Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
                 None => refuse(format!("There is no tool named `{name}`.")),
             }
         };
-        NewCall { model_id, name, input, verdict }
+        NewCall {
+            model_id,
+            name,
+            input,
+            verdict,
+        }
     }
 }
 

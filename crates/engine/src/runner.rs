@@ -75,8 +75,17 @@ impl From<AppendError> for Stopped {
 /// What a job came back with.
 #[derive(Debug)]
 enum Done {
-    Asked { thread: ThreadId, span: EventId, started_at: Timestamp, answer: Answer },
-    Called { thread: ThreadId, call: EventId, result: CallResult },
+    Asked {
+        thread: ThreadId,
+        span: EventId,
+        started_at: Timestamp,
+        answer: Answer,
+    },
+    Called {
+        thread: ThreadId,
+        call: EventId,
+        result: CallResult,
+    },
     Waited,
 }
 
@@ -115,7 +124,12 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new(inner: Arc<Inner>, start: Start, poke: Arc<Notify>) -> Self {
         let in_doubt = if start.unclean {
-            start.machine.threads.iter().flat_map(|t| t.calls.iter().map(|call| call.id)).collect()
+            start
+                .machine
+                .threads
+                .iter()
+                .flat_map(|t| t.calls.iter().map(|call| call.id))
+                .collect()
         } else {
             HashSet::new()
         };
@@ -169,8 +183,13 @@ impl Runner {
 
     /// Closes what a server before us left open.
     async fn recover(&mut self) -> Result<(), Stopped> {
-        let open: Vec<_> =
-            self.machine.threads.iter().filter(|t| t.request.is_some()).map(|t| t.id).collect();
+        let open: Vec<_> = self
+            .machine
+            .threads
+            .iter()
+            .filter(|t| t.request.is_some())
+            .map(|t| t.id)
+            .collect();
         for thread in open {
             self.append(None, |step| step.recover(thread)).await?;
         }
@@ -233,7 +252,11 @@ impl Runner {
     }
 
     async fn wait(&mut self, until: Timestamp) -> Result<(), Stopped> {
-        if self.waiting.as_ref().is_some_and(|(planned, _)| *planned == until) {
+        if self
+            .waiting
+            .as_ref()
+            .is_some_and(|(planned, _)| *planned == until)
+        {
             return Ok(());
         }
         let now = retry(|| self.inner.store.now()).await?;
@@ -250,7 +273,11 @@ impl Runner {
     /// Opens a request and sends it.
     async fn ask(&mut self, thread: ThreadId) -> Result<(), Stopped> {
         let span = EventId::new();
-        let appended = self.append(None, |step| { step.start_request(thread, span); }).await?;
+        let appended = self
+            .append(None, |step| {
+                step.start_request(thread, span);
+            })
+            .await?;
         if let Some(appended) = appended
             && let Some(row) = appended.rows.iter().find(|row| row.id == span)
         {
@@ -280,7 +307,12 @@ impl Runner {
         let spec = Arc::clone(&self.spec);
         let handle = self.jobs.spawn(async move {
             let answer = ask::ask(provider, request, spec, previews).await;
-            Done::Asked { thread, span, started_at, answer }
+            Done::Asked {
+                thread,
+                span,
+                started_at,
+                answer,
+            }
         });
         self.asking.insert(span, handle);
         Ok(())
@@ -294,8 +326,7 @@ impl Runner {
         while transcript.last_seq < last_seq {
             let after = transcript.last_seq;
             let store = &self.inner.store;
-            let rows =
-                retry(|| store.event_transcript(self.session, thread, after, CHUNK)).await?;
+            let rows = retry(|| store.event_transcript(self.session, thread, after, CHUNK)).await?;
             let complete = rows.len() < usize::try_from(CHUNK).unwrap_or(usize::MAX);
             transcript.extend(&rows)?;
             if complete {
@@ -312,7 +343,12 @@ impl Runner {
             return Ok(());
         }
         self.load(thread).await?;
-        let Some(info) = self.transcripts.get(&thread).and_then(|t| t.call(id)).cloned() else {
+        let Some(info) = self
+            .transcripts
+            .get(&thread)
+            .and_then(|t| t.call(id))
+            .cloned()
+        else {
             // The state knows a call that the log does not: only a fault of ours can do that.
             tracing::error!(session = %self.session, call = %id, "a pending call is not in the log");
             return Err(Stopped::Gone);
@@ -329,7 +365,11 @@ impl Runner {
         let (session, epoch, in_doubt) = (self.session, self.epoch, self.in_doubt.contains(&id));
         self.jobs.spawn(async move {
             let result = execute(&inner, session, epoch, &call, in_doubt).await;
-            Done::Called { thread, call: id, result }
+            Done::Called {
+                thread,
+                call: id,
+                result,
+            }
         });
         Ok(())
     }
@@ -339,14 +379,20 @@ impl Runner {
         if let Some((_, handle)) = self.waiting.take() {
             handle.abort();
         }
-        let Some(state) = self.machine.thread(thread) else { return Ok(()) };
+        let Some(state) = self.machine.thread(thread) else {
+            return Ok(());
+        };
         if let Some(request) = state.request
             && let Some(handle) = self.asking.remove(&request)
         {
             handle.abort();
         }
-        let running: Vec<_> =
-            state.calls.iter().map(|c| c.id).filter(|id| self.calling.contains(id)).collect();
+        let running: Vec<_> = state
+            .calls
+            .iter()
+            .map(|c| c.id)
+            .filter(|id| self.calling.contains(id))
+            .collect();
         for id in &running {
             if self.cancelled.insert(*id) {
                 let inner = Arc::clone(&self.inner);
@@ -363,7 +409,8 @@ impl Runner {
         if running.is_empty() {
             let results = self.stopped.remove(&thread).unwrap_or_default();
             fail::point("before_idle_commit");
-            self.append(None, |step| step.interrupt(thread, results)).await?;
+            self.append(None, |step| step.interrupt(thread, results))
+                .await?;
         }
         Ok(())
     }
@@ -385,17 +432,28 @@ impl Runner {
                 }
                 Ok(())
             }
-            Done::Asked { thread, span, started_at, answer } => {
+            Done::Asked {
+                thread,
+                span,
+                started_at,
+                answer,
+            } => {
                 if self.asking.remove(&span).is_none() {
                     return Ok(());
                 }
                 self.answered(thread, span, started_at, answer).await
             }
-            Done::Called { thread, call, result } => {
+            Done::Called {
+                thread,
+                call,
+                result,
+            } => {
                 self.calling.remove(&call);
                 self.in_doubt.remove(&call);
-                let interrupted =
-                    self.machine.thread(thread).is_some_and(super::machine::Thread::is_interrupted);
+                let interrupted = self
+                    .machine
+                    .thread(thread)
+                    .is_some_and(super::machine::Thread::is_interrupted);
                 if interrupted || self.cancelled.remove(&call) {
                     self.stopped.entry(thread).or_default().push((call, result));
                     return Ok(());
@@ -469,8 +527,10 @@ impl Runner {
             Answer::Response(response) => {
                 fail::point("before_response_commit");
                 let ledger = ledger("answered", response.usage);
-                self.append(Some(ledger), |step| step.finish_request(thread, span, response))
-                    .await?;
+                self.append(Some(ledger), |step| {
+                    step.finish_request(thread, span, response)
+                })
+                .await?;
                 fail::point("after_response_commit");
             }
             Answer::Failed { error, usage } => {
@@ -517,7 +577,10 @@ impl Runner {
         ledger: Option<ModelRequest>,
         decide: impl FnOnce(&mut Step<'_>, Timestamp) + Send,
     ) -> Result<Option<Appended>, Stopped> {
-        let guard = Guard::Runner { server: self.inner.server, epoch: self.epoch };
+        let guard = Guard::Runner {
+            server: self.inner.server,
+            epoch: self.epoch,
+        };
         let (known_seq, known) = (self.last_seq, self.machine.clone());
         let mut after: Option<Result<Machine, serde_json::Error>> = None;
         let mut unreadable = None;
@@ -545,9 +608,15 @@ impl Runner {
                     return Ok(None);
                 }
                 let over = matches!(machine.status, Status::Idle | Status::Terminated);
-                let lease =
-                    if over { LeaseChange::Release { unclean: false } } else { LeaseChange::Keep };
-                Ok(Some(Change { request: ledger, ..change(&machine, events, head.now, lease) }))
+                let lease = if over {
+                    LeaseChange::Release { unclean: false }
+                } else {
+                    LeaseChange::Keep
+                };
+                Ok(Some(Change {
+                    request: ledger,
+                    ..change(&machine, events, head.now, lease)
+                }))
             })
             .await?;
         if let Some(error) = unreadable {
@@ -638,11 +707,17 @@ fn convert(result: selfsame_sandbox::CallResult) -> CallResult {
         .into_iter()
         .map(|content| match content {
             Content::Text(text) => serde_json::json!({"type": "text", "text": text}),
-            Content::Image { media_type, data_base64 } => serde_json::json!({
+            Content::Image {
+                media_type,
+                data_base64,
+            } => serde_json::json!({
                 "type": "image",
                 "source": {"type": "base64", "media_type": media_type, "data": data_base64},
             }),
-            Content::Document { media_type, data_base64 } => serde_json::json!({
+            Content::Document {
+                media_type,
+                data_base64,
+            } => serde_json::json!({
                 "type": "document",
                 "source": {"type": "base64", "media_type": media_type, "data": data_base64},
             }),

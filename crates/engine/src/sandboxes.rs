@@ -128,7 +128,10 @@ impl Sandboxes {
         if let Some(sandbox) = &slot.sandbox
             && !sandbox.is_closed()
         {
-            return Ok(Acquired { sandbox: sandbox.clone(), reborn: false });
+            return Ok(Acquired {
+                sandbox: sandbox.clone(),
+                reborn: false,
+            });
         }
         slot.sandbox = None;
         let acquired = self.connect(session, epoch).await?;
@@ -159,8 +162,13 @@ impl Sandboxes {
                 continue;
             };
             if let Some(sandbox) = warm {
-                self.store.sandbox_booted(record.id, sandbox.boot_id()).await?;
-                return Ok(Acquired { sandbox, reborn: replaced });
+                self.store
+                    .sandbox_booted(record.id, sandbox.boot_id())
+                    .await?;
+                return Ok(Acquired {
+                    sandbox,
+                    reborn: replaced,
+                });
             }
             match self.attach(&record, &handle, epoch).await {
                 Ok(sandbox) => {
@@ -190,7 +198,9 @@ impl Sandboxes {
             let making = match &record {
                 // On this server the slot's lock is held while a sandbox is made, so it is not us.
                 Some(record) if record.handle.is_none() => {
-                    self.store.sandbox_is_being_made(record.id, self.server, MAKER_TTL).await?
+                    self.store
+                        .sandbox_is_being_made(record.id, self.server, MAKER_TTL)
+                        .await?
                 }
                 _ => false,
             };
@@ -213,7 +223,13 @@ impl Sandboxes {
             Status::Gone => return Err(SandboxError::Gone),
         }
         let key = key(record)?;
-        Sandbox::attach(&*self.backend, handle, &key, u64::try_from(epoch).unwrap_or(0)).await
+        Sandbox::attach(
+            &*self.backend,
+            handle,
+            &key,
+            u64::try_from(epoch).unwrap_or(0),
+        )
+        .await
     }
 
     /// Takes a warm sandbox or makes one. The row comes first, so that nothing is ever made that no
@@ -222,8 +238,10 @@ impl Sandboxes {
         &self,
         session: SessionId,
     ) -> Result<(SandboxRecord, Option<Sandbox>), AcquireError> {
-        let taken =
-            self.store.sandbox_take(session, self.backend.name(), &self.config.image).await?;
+        let taken = self
+            .store
+            .sandbox_take(session, self.backend.name(), &self.config.image)
+            .await?;
         if let Some(record) = taken {
             self.took_warm.notify_one();
             let warm = self
@@ -264,7 +282,9 @@ impl Sandboxes {
         fail::point("after_sandbox_create");
         match created {
             Ok(handle) => {
-                self.store.sandbox_set(record.id, "running", Some(&handle.0)).await?;
+                self.store
+                    .sandbox_set(record.id, "running", Some(&handle.0))
+                    .await?;
                 "running".clone_into(&mut record.status);
                 record.handle = Some(handle.0);
                 Ok(record)
@@ -286,7 +306,10 @@ impl Sandboxes {
 
     /// Drops the connection of a session that is done for now.
     pub fn disconnect(&self, session: SessionId) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&session);
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&session);
     }
 
     /// Resolves when a warm sandbox was taken: the pool wants another one.
@@ -310,8 +333,10 @@ impl Sandboxes {
     /// # Errors
     /// When the backend or the database fails.
     pub async fn warm_one(&self) -> Result<bool, AcquireError> {
-        let ready =
-            self.store.sandbox_warm_count(self.backend.name(), &self.config.image).await?;
+        let ready = self
+            .store
+            .sandbox_warm_count(self.backend.name(), &self.config.image)
+            .await?;
         if ready >= i64::from(self.config.warm) {
             return Ok(false);
         }
@@ -319,9 +344,11 @@ impl Sandboxes {
         if let Some(handle) = record.handle.clone().map(Handle) {
             // Connected ahead of its use: a connection takes as long as ten calls. Epoch 0 is below
             // every lease, so whoever takes over from us is admitted.
-            let sandbox =
-                Sandbox::attach(&*self.backend, &handle, &key(&record)?, 0).await?;
-            self.warm.lock().unwrap_or_else(PoisonError::into_inner).insert(record.id, sandbox);
+            let sandbox = Sandbox::attach(&*self.backend, &handle, &key(&record)?, 0).await?;
+            self.warm
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(record.id, sandbox);
         }
         Ok(true)
     }
@@ -333,20 +360,26 @@ impl Sandboxes {
     /// When the database fails; what the backend cannot do is tried again the next time.
     pub async fn reap(&self, orphans: bool) -> Result<usize, StoreError> {
         let mut touched = 0;
-        for record in
-            self.store.sandbox_claim_idle(self.backend.name(), self.config.idle_stop, 16).await?
+        for record in self
+            .store
+            .sandbox_claim_idle(self.backend.name(), self.config.idle_stop, 16)
+            .await?
         {
             if let Some(session) = record.session {
                 self.disconnect(session);
             }
-            let Some(handle) = record.handle.clone().map(Handle) else { continue };
+            let Some(handle) = record.handle.clone().map(Handle) else {
+                continue;
+            };
             if let Err(error) = self.backend.stop(&handle).await {
                 tracing::warn!(sandbox = %record.id, %error, "cannot stop an idle sandbox");
             }
             touched += 1;
         }
-        for record in
-            self.store.sandbox_claim_garbage(self.backend.name(), self.config.retention, 16).await?
+        for record in self
+            .store
+            .sandbox_claim_garbage(self.backend.name(), self.config.retention, 16)
+            .await?
         {
             if let Some(session) = record.session {
                 self.disconnect(session);
@@ -376,7 +409,10 @@ impl Sandboxes {
         };
         let known = self.store.sandbox_ids(self.backend.name()).await?;
         let mut removed = 0;
-        for orphan in listed.into_iter().filter(|listed| !known.contains(&listed.id)) {
+        for orphan in listed
+            .into_iter()
+            .filter(|listed| !known.contains(&listed.id))
+        {
             match self.backend.remove(&orphan.handle).await {
                 Ok(()) => removed += 1,
                 Err(error) => {
@@ -389,11 +425,10 @@ impl Sandboxes {
 }
 
 fn key(record: &SandboxRecord) -> Result<Key, SandboxError> {
-    let bytes: [u8; 32] = record
-        .hands_key
-        .as_slice()
-        .try_into()
-        .map_err(|_| SandboxError::Protocol("the stored key has the wrong length".to_owned()))?;
+    let bytes: [u8; 32] =
+        record.hands_key.as_slice().try_into().map_err(|_| {
+            SandboxError::Protocol("the stored key has the wrong length".to_owned())
+        })?;
     Ok(Key(bytes))
 }
 

@@ -104,7 +104,10 @@ impl Engine {
             .store
             .session_create(new, |now| {
                 let (machine, events) = decide(now).unwrap_or_else(|_| {
-                    (Machine::new(thread, request.agent.spec.name.clone()), Vec::new())
+                    (
+                        Machine::new(thread, request.agent.spec.name.clone()),
+                        Vec::new(),
+                    )
                 });
                 let change = change(&machine, events, now, LeaseChange::Keep);
                 FirstState {
@@ -160,37 +163,47 @@ impl Engine {
         fail::point("before_input_commit");
         let appended = inner
             .store
-            .append(session, Guard::Client { workspace, cold: true }, actor, |head| {
-                if head.archived {
-                    return Err(ApiError::invalid(format!(
-                        "Cannot send events to archived session: {session}"
-                    )));
-                }
-                let mut new_id = EventId::new;
-                let machine = state(head)?;
-                let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
-                step.accept(session, &inputs)?;
-                let (machine, events) = step.finish();
-                let works = matches!(machine.status, Status::Running | Status::Rescheduling);
-                let lease = match claim {
-                    Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
-                    _ => LeaseChange::Keep,
-                };
-                accepted = Accepted {
-                    claimed: matches!(lease, LeaseChange::Claim(_)),
-                    driven: head.owner.is_some(),
-                    works,
-                    machine: Some(machine.clone()),
-                    agent: head.cold.as_ref().map(|cold| cold.agent.clone()),
-                };
-                Ok(Some(Change {
-                    accepted: true,
-                    ..change(&machine, events, head.now, lease)
-                }))
-            })
+            .append(
+                session,
+                Guard::Client {
+                    workspace,
+                    cold: true,
+                },
+                actor,
+                |head| {
+                    if head.archived {
+                        return Err(ApiError::invalid(format!(
+                            "Cannot send events to archived session: {session}"
+                        )));
+                    }
+                    let mut new_id = EventId::new;
+                    let machine = state(head)?;
+                    let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
+                    step.accept(session, &inputs)?;
+                    let (machine, events) = step.finish();
+                    let works = matches!(machine.status, Status::Running | Status::Rescheduling);
+                    let lease = match claim {
+                        Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
+                        _ => LeaseChange::Keep,
+                    };
+                    accepted = Accepted {
+                        claimed: matches!(lease, LeaseChange::Claim(_)),
+                        driven: head.owner.is_some(),
+                        works,
+                        machine: Some(machine.clone()),
+                        agent: head.cold.as_ref().map(|cold| cold.agent.clone()),
+                    };
+                    Ok(Some(Change {
+                        accepted: true,
+                        ..change(&machine, events, head.now, lease)
+                    }))
+                },
+            )
             .await?;
         fail::point("after_input_commit");
-        let Some(appended) = appended else { return Ok(Vec::new()) };
+        let Some(appended) = appended else {
+            return Ok(Vec::new());
+        };
         inner.published(session, &appended.rows);
         self.follow_up(session, &appended, accepted);
         Ok(created_rows(appended.rows))
@@ -200,7 +213,9 @@ impl Engine {
     fn follow_up(&self, session: SessionId, appended: &Appended, accepted: Accepted) {
         let inner = &self.inner;
         let last_seq = appended.rows.last().map_or(0, |row| row.seq);
-        let agent = accepted.agent.and_then(|agent| serde_json::from_str(&agent).ok());
+        let agent = accepted
+            .agent
+            .and_then(|agent| serde_json::from_str(&agent).ok());
         match (accepted.machine, agent) {
             (Some(machine), Some(agent)) if accepted.claimed => inner.drive(Start {
                 session,
@@ -307,26 +322,38 @@ impl Engine {
         let inner = &self.inner;
         let appended = inner
             .store
-            .append(session, Guard::Client { workspace, cold: false }, actor, |head| {
-                if head.archived && end == End::Archive {
-                    return Ok(None);
-                }
-                let mut new_id = EventId::new;
-                let mut step = Step::new(state(head)?, head.last_seq, head.now, &mut new_id);
-                step.terminate(match end {
-                    End::Archive => "archive",
-                    End::Delete => "delete",
-                })?;
-                let (machine, events) = step.finish();
-                // A deleted session's streams end with `session.deleted`, which is never stored.
-                let events = if end == End::Delete { Vec::new() } else { events };
-                let lease = LeaseChange::Release { unclean: false };
-                Ok(Some(Change {
-                    touched: true,
-                    end: Some(end),
-                    ..change(&machine, events, head.now, lease)
-                }))
-            })
+            .append(
+                session,
+                Guard::Client {
+                    workspace,
+                    cold: false,
+                },
+                actor,
+                |head| {
+                    if head.archived && end == End::Archive {
+                        return Ok(None);
+                    }
+                    let mut new_id = EventId::new;
+                    let mut step = Step::new(state(head)?, head.last_seq, head.now, &mut new_id);
+                    step.terminate(match end {
+                        End::Archive => "archive",
+                        End::Delete => "delete",
+                    })?;
+                    let (machine, events) = step.finish();
+                    // A deleted session's streams end with `session.deleted`, which is never stored.
+                    let events = if end == End::Delete {
+                        Vec::new()
+                    } else {
+                        events
+                    };
+                    let lease = LeaseChange::Release { unclean: false };
+                    Ok(Some(Change {
+                        touched: true,
+                        end: Some(end),
+                        ..change(&machine, events, head.now, lease)
+                    }))
+                },
+            )
             .await?;
         if let Some(appended) = appended {
             inner.published(session, &appended.rows);
@@ -436,17 +463,17 @@ fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
             let kind = match event {
                 InboundEvent::UserMessage(_) => InputKind::Message,
                 InboundEvent::SystemMessage(_) => InputKind::System,
-                InboundEvent::UserInterrupt(interrupt) => {
-                    InputKind::Interrupt { thread: interrupt.session_thread_id }
-                }
+                InboundEvent::UserInterrupt(interrupt) => InputKind::Interrupt {
+                    thread: interrupt.session_thread_id,
+                },
                 InboundEvent::UserToolConfirmation(answer) => InputKind::Confirmation {
                     call: answer.tool_use_id,
                     allow: answer.result == ConfirmationResult::Allow,
                     deny_message: answer.deny_message.clone(),
                 },
-                InboundEvent::UserCustomToolResult(answer) => {
-                    InputKind::CustomResult { call: answer.custom_tool_use_id }
-                }
+                InboundEvent::UserCustomToolResult(answer) => InputKind::CustomResult {
+                    call: answer.custom_tool_use_id,
+                },
                 InboundEvent::UserToolResult(_) => {
                     return Err(ApiError::invalid(
                         "user.tool_result: only sessions on a `self_hosted` environment take it",
@@ -458,7 +485,10 @@ fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
                     ));
                 }
             };
-            Ok(Input { kind, fields: event.fields() })
+            Ok(Input {
+                kind,
+                fields: event.fields(),
+            })
         })
         .collect()
 }

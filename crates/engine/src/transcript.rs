@@ -111,10 +111,16 @@ impl Transcript {
     ///
     /// # Errors
     /// When a row is not what this program writes.
-    pub fn extend<'a>(&mut self, rows: impl IntoIterator<Item = &'a Row>) -> Result<(), Unreadable> {
+    pub fn extend<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = &'a Row>,
+    ) -> Result<(), Unreadable> {
         for row in rows {
             if row.seq > self.last_seq {
-                self.feed(row).map_err(|source| Unreadable { event: row.id, source })?;
+                self.feed(row).map_err(|source| Unreadable {
+                    event: row.id,
+                    source,
+                })?;
                 self.last_seq = row.seq;
             }
         }
@@ -161,7 +167,14 @@ impl Transcript {
                 })?;
                 self.push(Role::Assistant, vec![block]);
                 self.open.push(row.id);
-                self.calls.insert(row.id, CallInfo { model_id, name, input });
+                self.calls.insert(
+                    row.id,
+                    CallInfo {
+                        model_id,
+                        name,
+                        input,
+                    },
+                );
             }
             EventType::AgentToolResult | EventType::UserCustomToolResult => {
                 let answer: ToolAnswer = serde_json::from_str(&row.body)?;
@@ -189,7 +202,9 @@ impl Transcript {
         content: &[Box<RawValue>],
         is_error: bool,
     ) -> Result<(), serde_json::Error> {
-        let Some(info) = self.calls.remove(&call) else { return Ok(()) };
+        let Some(info) = self.calls.remove(&call) else {
+            return Ok(());
+        };
         self.open.retain(|open| *open != call);
         let block = to_raw_value(&ToolResult {
             r#type: "tool_result",
@@ -203,7 +218,10 @@ impl Transcript {
 
     /// Answers calls that will never have a result of their own.
     fn close_calls(&mut self) -> Result<(), serde_json::Error> {
-        let text = to_raw_value(&Text { r#type: "text", text: INTERRUPTED })?;
+        let text = to_raw_value(&Text {
+            r#type: "text",
+            text: INTERRUPTED,
+        })?;
         for call in std::mem::take(&mut self.open) {
             self.answer(call, std::slice::from_ref(&text), true)?;
         }
@@ -221,7 +239,10 @@ impl Transcript {
             role: Role,
             content: &'a [Box<RawValue>],
         }
-        let last = self.messages.iter().rposition(|message| message.role == Role::User);
+        let last = self
+            .messages
+            .iter()
+            .rposition(|message| message.role == Role::User);
         self.messages
             .iter()
             .enumerate()
@@ -232,8 +253,11 @@ impl Transcript {
                 {
                     *block = with_cache_breakpoint(block);
                 }
-                to_raw_value(&Wire { role: message.role, content: &blocks })
-                    .expect("raw blocks serialize")
+                to_raw_value(&Wire {
+                    role: message.role,
+                    content: &blocks,
+                })
+                .expect("raw blocks serialize")
             })
             .collect()
     }
@@ -246,8 +270,16 @@ impl Transcript {
 #[must_use]
 pub fn with_cache_breakpoint(block: &RawValue) -> Box<RawValue> {
     let text = block.get().trim_end();
-    let Some(open) = text.strip_suffix('}') else { return block.to_owned() };
-    let comma = if open.trim_end().ends_with('{') { "" } else { "," };
-    RawValue::from_string(format!("{open}{comma}\"cache_control\":{{\"type\":\"ephemeral\"}}}}"))
-        .expect("an object with one more key is JSON")
+    let Some(open) = text.strip_suffix('}') else {
+        return block.to_owned();
+    };
+    let comma = if open.trim_end().ends_with('{') {
+        ""
+    } else {
+        ","
+    };
+    RawValue::from_string(format!(
+        "{open}{comma}\"cache_control\":{{\"type\":\"ephemeral\"}}}}"
+    ))
+    .expect("an object with one more key is JSON")
 }

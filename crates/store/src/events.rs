@@ -1,8 +1,6 @@
 //! Reading the log.
 
-use selfsame_types::{
-    EventId, SessionId, ThreadId, Timestamp, event::EventType, page::Order,
-};
+use selfsame_types::{EventId, SessionId, ThreadId, Timestamp, event::EventType, page::Order};
 
 use sqlx::{Postgres, QueryBuilder};
 
@@ -100,7 +98,9 @@ fn push_bound(
 impl EventQuery {
     /// The condition on everything but the type.
     fn push_filter(&self, sql: &mut QueryBuilder<Postgres>) {
-        sql.push("session_id = ").push_bind(self.session.0).push(" AND processed_at IS NOT NULL");
+        sql.push("session_id = ")
+            .push_bind(self.session.0)
+            .push(" AND processed_at IS NOT NULL");
         match self.thread {
             None => sql.push(" AND on_session"),
             Some(thread) => sql.push(" AND thread_id = ").push_bind(thread.0),
@@ -151,10 +151,14 @@ impl Store {
                 .push_bind(query.limit + 1)
                 .push(") e");
         }
-        sql.push(" ORDER BY seq ").push(direction).push(" LIMIT ").push_bind(query.limit + 1).push(
-            "), sized AS (SELECT *, count(*) OVER () AS total, \
+        sql.push(" ORDER BY seq ")
+            .push(direction)
+            .push(" LIMIT ")
+            .push_bind(query.limit + 1)
+            .push(
+                "), sized AS (SELECT *, count(*) OVER () AS total, \
              sum(octet_length(body)) OVER (ORDER BY seq ",
-        );
+            );
         sql.push(direction)
             .push(
                 ") - octet_length(body) AS before FROM found) \

@@ -73,7 +73,9 @@ impl Store {
     /// # Errors
     /// Database faults.
     pub async fn server_leave(&self, server: ServerId) -> Result<(), StoreError> {
-        sqlx::query!("DELETE FROM servers WHERE id = $1", server.0).execute(&self.pool).await?;
+        sqlx::query!("DELETE FROM servers WHERE id = $1", server.0)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 

@@ -17,16 +17,18 @@ mod sessions;
 
 pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery};
+pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{
-    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row, ThreadChange,
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row,
+    ThreadChange,
 };
 pub use notify::Listener;
 pub use sandboxes::SandboxRecord;
 pub use sessions::{
-    Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord, ThreadRecord,
+    Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord,
+    ThreadRecord,
 };
-pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

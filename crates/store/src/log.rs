@@ -276,7 +276,11 @@ impl Store {
             change.end == Some(End::Archive),
             &change.threads.iter().map(|t| t.id.0).collect::<Vec<_>>(),
             &change.threads.iter().map(|t| t.status).collect::<Vec<_>>() as _,
-            &change.threads.iter().map(|t| t.view.as_str()).collect::<Vec<_>>() as _,
+            &change
+                .threads
+                .iter()
+                .map(|t| t.view.as_str())
+                .collect::<Vec<_>>() as _,
             change.status,
             rows.last().map_or(head.last_seq, |row| row.seq),
             &change.queued,
@@ -285,7 +289,9 @@ impl Store {
             owner.map(|server| server.0),
             epoch,
             unclean,
-            change.wake_at.map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
+            change
+                .wake_at
+                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
             change.touched,
             change.accepted,
         )
@@ -345,7 +351,12 @@ impl Store {
             .await?;
         }
         tx.commit().await?;
-        Ok(Some(Appended { rows, epoch, at: head.now, unclean: row.unclean }))
+        Ok(Some(Appended {
+            rows,
+            epoch,
+            at: head.now,
+            unclean: row.unclean,
+        }))
     }
 }
 

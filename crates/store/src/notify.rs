@@ -42,7 +42,9 @@ impl Store {
     /// # Errors
     /// Database faults.
     pub async fn notify(&self, payload: &str) -> Result<(), StoreError> {
-        sqlx::query!("SELECT pg_notify($1, $2)", CHANNEL, payload).execute(&self.pool).await?;
+        sqlx::query!("SELECT pg_notify($1, $2)", CHANNEL, payload)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -51,11 +53,10 @@ impl Store {
     /// # Errors
     /// Database faults.
     pub async fn now(&self) -> Result<Timestamp, StoreError> {
-        let now = sqlx::query_scalar!(
-            r#"SELECT clock_timestamp() AS "now!: jiff_sqlx::Timestamp""#
-        )
-        .fetch_one(&self.pool)
-        .await?;
+        let now =
+            sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!: jiff_sqlx::Timestamp""#)
+                .fetch_one(&self.pool)
+                .await?;
         Ok(time(now))
     }
 }

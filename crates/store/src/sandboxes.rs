@@ -223,7 +223,9 @@ impl Store {
     /// # Errors
     /// Database faults.
     pub async fn sandbox_delete(&self, id: SandboxId) -> Result<(), StoreError> {
-        sqlx::query!("DELETE FROM sandboxes WHERE id = $1", id.0).execute(&self.pool).await?;
+        sqlx::query!("DELETE FROM sandboxes WHERE id = $1", id.0)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 
@@ -232,12 +234,14 @@ impl Store {
     /// # Errors
     /// Database faults.
     pub async fn sandbox_ids(&self, backend: &str) -> Result<Vec<SandboxId>, StoreError> {
-        Ok(sqlx::query_scalar!("SELECT id FROM sandboxes WHERE backend = $1", backend)
-            .fetch_all(&self.pool)
-            .await?
-            .into_iter()
-            .map(SandboxId)
-            .collect())
+        Ok(
+            sqlx::query_scalar!("SELECT id FROM sandboxes WHERE backend = $1", backend)
+                .fetch_all(&self.pool)
+                .await?
+                .into_iter()
+                .map(SandboxId)
+                .collect(),
+        )
     }
 
     /// Claims running sandboxes of idle sessions that were last used longer ago than `idle`, and marks

@@ -4,8 +4,7 @@
 //! session object. Everything that appends events goes through [`Store::append`](crate::Store::append).
 
 use selfsame_types::{
-    AgentId, EnvironmentId, KeyId, SessionId, ThreadId, Timestamp, WorkspaceId,
-    event::NewEvent,
+    AgentId, EnvironmentId, KeyId, SessionId, ThreadId, Timestamp, WorkspaceId, event::NewEvent,
     page::Order,
 };
 use sqlx::{Postgres, QueryBuilder};
@@ -213,7 +212,8 @@ impl Store {
                     last_processed_at, queued, view, machine, primary_thread, owner, epoch, wake_at,
                     accepted_seq, accepted_at)
                 VALUES ($1, $2, $3, $4, $5, $4, $6, $7, $8, $9, $10, $11, $12,
-                        CASE WHEN $5 > 0 THEN 0 END, CASE WHEN $5 > 0 THEN $4 END)
+                        CASE WHEN $5::bigint > 0 THEN 0 END,
+                        CASE WHEN $5::bigint > 0 THEN $4::timestamptz END)
             ), thread AS (
                 INSERT INTO session_threads (id, session_id, position, agent, status, view,
                                              created_at, updated_at)
@@ -238,7 +238,9 @@ impl Store {
             new.thread.0,
             first.owner.map(|server| server.0),
             epoch,
-            first.wake_at.map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
+            first
+                .wake_at
+                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
             new.thread_agent,
             first.thread_status,
             first.thread_view,
@@ -287,7 +289,10 @@ impl Store {
         workspace: WorkspaceId,
         id: SessionId,
     ) -> Result<Option<SessionRecord>, StoreError> {
-        Ok(self.session_load(id).await?.filter(|session| session.workspace == workspace))
+        Ok(self
+            .session_load(id)
+            .await?
+            .filter(|session| session.workspace == workspace))
     }
 
     /// One session, whoever's it is: for the engine, never for a client.
@@ -343,7 +348,9 @@ impl Store {
                 .push_bind(jiff_sqlx::Timestamp::from(at.inner()));
         }
         if !query.statuses.is_empty() {
-            sql.push(" AND s.status = ANY (").push_bind(query.statuses.clone()).push(")");
+            sql.push(" AND s.status = ANY (")
+                .push_bind(query.statuses.clone())
+                .push(")");
         }
         let (comparison, direction) = match query.order {
             Order::Asc => (" > ", " ASC"),

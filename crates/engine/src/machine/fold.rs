@@ -37,7 +37,9 @@ impl Machine {
     }
 
     fn fold_thread(&mut self, event: Placed<'_>) {
-        let Some(thread) = self.thread_mut(event.thread) else { return };
+        let Some(thread) = self.thread_mut(event.thread) else {
+            return;
+        };
         match event.payload {
             Payload::Message { fields, flushed } => {
                 queue(thread, event, QueuedKind::Message, fields);
@@ -45,7 +47,12 @@ impl Machine {
             }
             Payload::System { fields, .. } => queue(thread, event, QueuedKind::System, fields),
             Payload::Interrupt { fields } => queue(thread, event, QueuedKind::Interrupt, fields),
-            Payload::Confirmation { call, allow, deny_message, .. } => {
+            Payload::Confirmation {
+                call,
+                allow,
+                deny_message,
+                ..
+            } => {
                 if let Some(call) = thread.calls.iter_mut().find(|c| c.id == *call) {
                     call.state = if *allow {
                         CallState::Allowed
@@ -58,7 +65,9 @@ impl Machine {
                 thread.calls.retain(|c| c.id != *call);
                 thread.due |= thread.calls.is_empty();
             }
-            Payload::ToolUse { permission, serial, .. } => thread.calls.push(Call {
+            Payload::ToolUse {
+                permission, serial, ..
+            } => thread.calls.push(Call {
                 id: event.id,
                 kind: CallKind::Builtin,
                 serial: *serial,
@@ -110,7 +119,13 @@ impl Machine {
                 thread.request = Some(event.id);
                 thread.sequel = StopReason::EndTurn;
             }
-            Payload::RequestEnd { failed, usage, again, sequel, .. } => {
+            Payload::RequestEnd {
+                failed,
+                usage,
+                again,
+                sequel,
+                ..
+            } => {
                 thread.request = None;
                 thread.usage.add(usage);
                 // A request that failed is still to be answered; one that succeeded has been.

@@ -19,9 +19,17 @@ pub enum InputKind {
     Message,
     System,
     /// `None`: every thread.
-    Interrupt { thread: Option<ThreadId> },
-    Confirmation { call: EventId, allow: bool, deny_message: Option<String> },
-    CustomResult { call: EventId },
+    Interrupt {
+        thread: Option<ThreadId>,
+    },
+    Confirmation {
+        call: EventId,
+        allow: bool,
+        deny_message: Option<String>,
+    },
+    CustomResult {
+        call: EventId,
+    },
 }
 
 /// The only inputs that a waiting session takes, as the API words it.
@@ -45,7 +53,10 @@ impl Step<'_> {
         }
         for thread in answered {
             // Answers to some of the calls: the client is told which are left.
-            let left = self.thread(thread).filter(|t| t.status == Status::Idle).map(|t| t.waiting());
+            let left = self
+                .thread(thread)
+                .filter(|t| t.status == Status::Idle)
+                .map(|t| t.waiting());
             if let Some(event_ids) = left.filter(|ids| !ids.is_empty()) {
                 self.idle(thread, StopReason::RequiresAction { event_ids });
             }
@@ -77,7 +88,11 @@ impl Step<'_> {
                     self.interrupt_input(target, &fields);
                 }
             }
-            InputKind::Confirmation { call, allow, deny_message } => {
+            InputKind::Confirmation {
+                call,
+                allow,
+                deny_message,
+            } => {
                 let thread = self.pending(index, "user.tool_confirmation", *call, |kind| {
                     kind != CallKind::Custom
                 })?;
@@ -96,7 +111,13 @@ impl Step<'_> {
                 let thread = self.pending(index, "user.custom_tool_result", *call, |kind| {
                     kind == CallKind::Custom
                 })?;
-                self.emit(thread, &Payload::CustomResult { fields, call: *call });
+                self.emit(
+                    thread,
+                    &Payload::CustomResult {
+                        fields,
+                        call: *call,
+                    },
+                );
                 self.answered(thread, answered);
             }
         }
@@ -118,8 +139,14 @@ impl Step<'_> {
 
     fn queue(&mut self, thread: ThreadId, kind: QueuedKind, fields: String) {
         let payload = match kind {
-            QueuedKind::Message => Payload::Message { fields, flushed: false },
-            QueuedKind::System => Payload::System { fields, flushed: false },
+            QueuedKind::Message => Payload::Message {
+                fields,
+                flushed: false,
+            },
+            QueuedKind::System => Payload::System {
+                fields,
+                flushed: false,
+            },
             QueuedKind::Interrupt => Payload::Interrupt { fields },
         };
         let id = self.new_id();
@@ -148,14 +175,25 @@ impl Step<'_> {
     }
 
     fn interrupt_input(&mut self, thread: ThreadId, fields: &str) {
-        let Some(state) = self.thread(thread) else { return };
-        let calls: Vec<_> = state.calls.iter().map(|call| (call.id, call.kind)).collect();
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
+        let calls: Vec<_> = state
+            .calls
+            .iter()
+            .map(|call| (call.id, call.kind))
+            .collect();
         if state.status != Status::Idle {
             // The runner stops what is in flight, then carries it out.
             self.queue(thread, QueuedKind::Interrupt, fields.to_owned());
             return;
         }
-        self.emit(thread, &Payload::Interrupt { fields: fields.to_owned() });
+        self.emit(
+            thread,
+            &Payload::Interrupt {
+                fields: fields.to_owned(),
+            },
+        );
         if !calls.is_empty() {
             self.drop_calls(thread, &calls);
             self.idle(thread, StopReason::EndTurn);
@@ -202,12 +240,16 @@ impl Step<'_> {
                  or needs no answer"
             }
         };
-        Err(ApiError::invalid(format!("Invalid {event} event at events[{index}]: `{id}` {problem}")))
+        Err(ApiError::invalid(format!(
+            "Invalid {event} event at events[{index}]: `{id}` {problem}"
+        )))
     }
 
     /// Resumes a thread that has all its answers.
     fn answered(&mut self, thread: ThreadId, answered: &mut Vec<ThreadId>) {
-        let Some(state) = self.thread(thread) else { return };
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
         match state.status {
             Status::Idle if state.waiting().is_empty() => {
                 answered.retain(|other| *other != thread);

@@ -183,13 +183,19 @@ impl Thread {
     /// An interrupt has been accepted and not yet carried out.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
-        self.queue.iter().any(|input| input.kind == QueuedKind::Interrupt)
+        self.queue
+            .iter()
+            .any(|input| input.kind == QueuedKind::Interrupt)
     }
 
     /// Ids of the calls that wait for a client.
     #[must_use]
     pub fn waiting(&self) -> Vec<EventId> {
-        self.calls.iter().filter(|call| call.is_waiting()).map(|call| call.id).collect()
+        self.calls
+            .iter()
+            .filter(|call| call.is_waiting())
+            .map(|call| call.id)
+            .collect()
     }
 
     /// Running time until `now`, in microseconds.
@@ -240,17 +246,22 @@ impl Machine {
     /// Tokens over all threads.
     #[must_use]
     pub fn usage(&self) -> ModelUsage {
-        self.threads.iter().fold(ModelUsage::default(), |mut sum, thread| {
-            sum.add(&thread.usage);
-            sum
-        })
+        self.threads
+            .iter()
+            .fold(ModelUsage::default(), |mut sum, thread| {
+                sum.add(&thread.usage);
+                sum
+            })
     }
 
     /// The `usage` object of the session and of `session.usage` events.
     #[must_use]
     pub fn usage_json(&self, now: Timestamp) -> serde_json::Value {
         let usage = self.usage();
-        #[expect(clippy::cast_precision_loss, reason = "microseconds of centuries fit an f64")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "microseconds of centuries fit an f64"
+        )]
         let active_seconds = self.active_until(now) as f64 / 1e6;
         serde_json::json!({
             "input_tokens": usage.input_tokens,
@@ -275,8 +286,11 @@ impl Machine {
     /// Positions of inputs that are still queued.
     #[must_use]
     pub fn queued(&self) -> Vec<i64> {
-        let mut queued: Vec<i64> =
-            self.threads.iter().flat_map(|t| t.queue.iter().map(|input| input.seq)).collect();
+        let mut queued: Vec<i64> = self
+            .threads
+            .iter()
+            .flat_map(|t| t.queue.iter().map(|input| input.seq))
+            .collect();
         queued.sort_unstable();
         queued
     }

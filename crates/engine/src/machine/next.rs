@@ -42,7 +42,10 @@ fn next(thread: &Thread) -> Vec<Next> {
         }];
     }
     if let Some(request) = thread.request {
-        return vec![Next::Await { thread: id, request }];
+        return vec![Next::Await {
+            thread: id,
+            request,
+        }];
     }
     if !thread.calls.is_empty() {
         // A call may not overtake an earlier bash, write or edit; one that waits for a human holds
@@ -51,7 +54,10 @@ fn next(thread: &Thread) -> Vec<Next> {
         let mut calls = Vec::new();
         for call in thread.calls.iter().filter(|call| call.is_runnable()) {
             if !blocked {
-                calls.push(Next::Call { thread: id, call: call.id });
+                calls.push(Next::Call {
+                    thread: id,
+                    call: call.id,
+                });
             }
             blocked |= call.serial;
         }

@@ -36,9 +36,14 @@ impl ModelUsage {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StopReason {
     EndTurn,
-    RequiresAction { event_ids: Vec<EventId> },
+    RequiresAction {
+        event_ids: Vec<EventId>,
+    },
     RetriesExhausted,
-    Refusal { category: Option<String>, explanation: Option<String> },
+    Refusal {
+        category: Option<String>,
+        explanation: Option<String>,
+    },
 }
 
 impl StopReason {
@@ -48,7 +53,10 @@ impl StopReason {
             Self::EndTurn | Self::RetriesExhausted | Self::RequiresAction { .. } => {
                 json!({"stop_reason": self, "stop_details": null})
             }
-            Self::Refusal { category, explanation } => json!({
+            Self::Refusal {
+                category,
+                explanation,
+            } => json!({
                 "stop_reason": {"type": "refusal"},
                 "stop_details": {
                     "type": "refusal", "category": category, "explanation": explanation,
@@ -90,15 +98,35 @@ pub enum Permission {
 #[derive(Debug, Clone)]
 pub enum Payload {
     /// A client's event, echoed as it was sent.
-    Message { fields: String, flushed: bool },
-    System { fields: String, flushed: bool },
-    Interrupt { fields: String },
-    Confirmation { fields: String, call: EventId, allow: bool, deny_message: Option<String> },
-    CustomResult { fields: String, call: EventId },
+    Message {
+        fields: String,
+        flushed: bool,
+    },
+    System {
+        fields: String,
+        flushed: bool,
+    },
+    Interrupt {
+        fields: String,
+    },
+    Confirmation {
+        fields: String,
+        call: EventId,
+        allow: bool,
+        deny_message: Option<String>,
+    },
+    CustomResult {
+        fields: String,
+        call: EventId,
+    },
 
-    AgentMessage { text: String },
+    AgentMessage {
+        text: String,
+    },
     /// The block itself goes back to the model and to nobody else.
-    AgentThinking { block: Box<RawValue> },
+    AgentThinking {
+        block: Box<RawValue>,
+    },
     ToolUse {
         name: String,
         input: Box<RawValue>,
@@ -108,19 +136,42 @@ pub enum Payload {
         model_id: String,
         serial: bool,
     },
-    CustomToolUse { name: String, input: Box<RawValue>, model_id: String },
-    ToolResult { call: EventId, content: Box<RawValue>, is_error: bool },
+    CustomToolUse {
+        name: String,
+        input: Box<RawValue>,
+        model_id: String,
+    },
+    ToolResult {
+        call: EventId,
+        content: Box<RawValue>,
+        is_error: bool,
+    },
 
-    Error { error_type: ErrorType, message: String, retry: RetryStatus },
+    Error {
+        error_type: ErrorType,
+        message: String,
+        retry: RetryStatus,
+    },
     SessionRunning,
-    SessionIdle { stop: StopReason },
+    SessionIdle {
+        stop: StopReason,
+    },
     SessionRescheduled,
     SessionTerminated,
-    SessionUpdated { fields: String },
-    SessionUsage { usage: serde_json::Value },
+    SessionUpdated {
+        fields: String,
+    },
+    SessionUsage {
+        usage: serde_json::Value,
+    },
     ThreadRunning,
-    ThreadIdle { stop: StopReason },
-    ThreadRescheduled { attempt: u32, wake_at: Timestamp },
+    ThreadIdle {
+        stop: StopReason,
+    },
+    ThreadRescheduled {
+        attempt: u32,
+        wake_at: Timestamp,
+    },
     ThreadTerminated,
 
     RequestStart,
@@ -213,7 +264,13 @@ impl Payload {
             Self::AgentMessage { text } => {
                 fields(&json!({"content": [{"type": "text", "text": text}]}))
             }
-            Self::ToolUse { name, input, permission, evaluation, .. } => {
+            Self::ToolUse {
+                name,
+                input,
+                permission,
+                evaluation,
+                ..
+            } => {
                 #[derive(Serialize)]
                 struct Fields<'a> {
                     name: &'a str,
@@ -237,16 +294,28 @@ impl Payload {
                 }
                 fields(&Fields { name, input })
             }
-            Self::ToolResult { call, content, is_error } => {
+            Self::ToolResult {
+                call,
+                content,
+                is_error,
+            } => {
                 #[derive(Serialize)]
                 struct Fields<'a> {
                     tool_use_id: EventId,
                     content: &'a RawValue,
                     is_error: bool,
                 }
-                fields(&Fields { tool_use_id: *call, content, is_error: *is_error })
+                fields(&Fields {
+                    tool_use_id: *call,
+                    content,
+                    is_error: *is_error,
+                })
             }
-            Self::Error { error_type, message, retry } => fields(&json!({
+            Self::Error {
+                error_type,
+                message,
+                retry,
+            } => fields(&json!({
                 "error": {"type": error_type, "message": message, "retry_status": {"type": retry}},
             })),
             Self::SessionIdle { stop } => fields(&stop.fields()),
@@ -257,7 +326,12 @@ impl Payload {
             Self::ThreadRunning | Self::ThreadRescheduled { .. } | Self::ThreadTerminated => {
                 fields(&named)
             }
-            Self::RequestEnd { start, failed, usage, .. } => fields(&json!({
+            Self::RequestEnd {
+                start,
+                failed,
+                usage,
+                ..
+            } => fields(&json!({
                 "model_request_start_id": start,
                 "is_error": failed,
                 "model_usage": {
@@ -279,28 +353,41 @@ impl Payload {
     #[must_use]
     pub fn private(&self) -> Option<String> {
         match self {
-            Self::Message { flushed, .. } | Self::System { flushed, .. } => {
-                Private { flushed: *flushed, ..Private::default() }.text()
+            Self::Message { flushed, .. } | Self::System { flushed, .. } => Private {
+                flushed: *flushed,
+                ..Private::default()
             }
-            Self::AgentThinking { block } => {
-                Private { block: Some(block.clone()), ..Private::default() }.text()
+            .text(),
+            Self::AgentThinking { block } => Private {
+                block: Some(block.clone()),
+                ..Private::default()
             }
-            Self::ToolUse { model_id, serial, .. } => Private {
+            .text(),
+            Self::ToolUse {
+                model_id, serial, ..
+            } => Private {
                 model_id: Some(model_id.clone()),
                 serial: *serial,
                 ..Private::default()
             }
             .text(),
-            Self::CustomToolUse { model_id, .. } => {
-                Private { model_id: Some(model_id.clone()), ..Private::default() }.text()
+            Self::CustomToolUse { model_id, .. } => Private {
+                model_id: Some(model_id.clone()),
+                ..Private::default()
             }
+            .text(),
             Self::ThreadRescheduled { attempt, wake_at } => Private {
                 attempt: Some(*attempt),
                 wake_at: Some(*wake_at),
                 ..Private::default()
             }
             .text(),
-            Self::RequestEnd { usage, again, sequel, .. } => Private {
+            Self::RequestEnd {
+                usage,
+                again,
+                sequel,
+                ..
+            } => Private {
                 again: *again,
                 sequel: Some(sequel.clone()),
                 ephemeral: Some((

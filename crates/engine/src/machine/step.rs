@@ -23,7 +23,10 @@ pub struct Step<'a> {
 
 impl std::fmt::Debug for Step<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Step").field("machine", &self.machine).field("events", &self.events).finish()
+        f.debug_struct("Step")
+            .field("machine", &self.machine)
+            .field("events", &self.events)
+            .finish()
     }
 }
 
@@ -36,7 +39,13 @@ impl<'a> Step<'a> {
         now: Timestamp,
         new_id: &'a mut (dyn FnMut() -> EventId + Send),
     ) -> Self {
-        Self { machine, now, next_seq: last_seq + 1, new_id, events: Vec::new() }
+        Self {
+            machine,
+            now,
+            next_seq: last_seq + 1,
+            new_id,
+            events: Vec::new(),
+        }
     }
 
     /// The new state and what led to it.
@@ -68,7 +77,9 @@ impl<'a> Step<'a> {
         processed: Processed,
         payload: &Payload,
     ) {
-        let Some(of) = self.machine.thread(thread) else { return };
+        let Some(of) = self.machine.thread(thread) else {
+            return;
+        };
         self.events.push(NewEvent {
             id,
             event_type: payload.event_type(),
@@ -78,7 +89,14 @@ impl<'a> Step<'a> {
             fields: payload.fields(of),
             private: payload.private(),
         });
-        self.machine.fold(Placed { id, seq: self.next_seq, at: self.now, thread, processed, payload });
+        self.machine.fold(Placed {
+            id,
+            seq: self.next_seq,
+            at: self.now,
+            thread,
+            processed,
+            payload,
+        });
         self.next_seq += 1;
     }
 
@@ -91,7 +109,10 @@ impl<'a> Step<'a> {
         if self.machine.status != Status::Running {
             self.emit(thread, &Payload::SessionRunning);
         }
-        if self.thread(thread).is_some_and(|t| t.status != Status::Running) {
+        if self
+            .thread(thread)
+            .is_some_and(|t| t.status != Status::Running)
+        {
             self.emit(thread, &Payload::ThreadRunning);
         }
     }
@@ -108,8 +129,11 @@ impl<'a> Step<'a> {
             return;
         }
         let waiting = self.machine.waiting();
-        let stop =
-            if waiting.is_empty() { stop } else { StopReason::RequiresAction { event_ids: waiting } };
+        let stop = if waiting.is_empty() {
+            stop
+        } else {
+            StopReason::RequiresAction { event_ids: waiting }
+        };
         let usage = self.machine.usage_json(self.now);
         self.emit(thread, &Payload::SessionUsage { usage });
         self.emit(thread, &Payload::SessionIdle { stop });
@@ -128,8 +152,14 @@ impl<'a> Step<'a> {
 
     /// Processes queued messages in order, interrupts excepted.
     pub(super) fn process_messages(&mut self, thread: ThreadId, flushed: bool) {
-        let queue = self.thread(thread).map(|t| t.queue.clone()).unwrap_or_default();
-        for input in queue.into_iter().filter(|input| input.kind != QueuedKind::Interrupt) {
+        let queue = self
+            .thread(thread)
+            .map(|t| t.queue.clone())
+            .unwrap_or_default();
+        for input in queue
+            .into_iter()
+            .filter(|input| input.kind != QueuedKind::Interrupt)
+        {
             self.process(thread, input, flushed);
         }
     }
@@ -169,14 +199,26 @@ impl<'a> Step<'a> {
 
     /// A textual result of a built-in call.
     pub(super) fn result(&mut self, thread: ThreadId, call: EventId, text: &str, is_error: bool) {
-        let content = serde_json::value::to_raw_value(&[TextBlock { r#type: "text", text }])
-            .expect("text blocks serialize");
-        self.emit(thread, &Payload::ToolResult { call, content, is_error });
+        let content = serde_json::value::to_raw_value(&[TextBlock {
+            r#type: "text",
+            text,
+        }])
+        .expect("text blocks serialize");
+        self.emit(
+            thread,
+            &Payload::ToolResult {
+                call,
+                content,
+                is_error,
+            },
+        );
     }
 
     /// Idles a running thread that has nothing left to do by itself.
     pub(super) fn settle(&mut self, thread: ThreadId) {
-        let Some(state) = self.thread(thread) else { return };
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
         let busy = state.status != Status::Running
             || state.request.is_some()
             || state.is_interrupted()

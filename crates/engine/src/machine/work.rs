@@ -22,7 +22,10 @@ pub enum Sequel {
     EndTurn,
     /// It paused in the middle and goes on when asked again.
     Again,
-    Refusal { category: Option<String>, explanation: Option<String> },
+    Refusal {
+        category: Option<String>,
+        explanation: Option<String>,
+    },
 }
 
 /// A block of a response, under the id its event will have.
@@ -50,10 +53,16 @@ pub struct NewCall {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    Builtin { permission: Permission, policy: &'static str, serial: bool },
+    Builtin {
+        permission: Permission,
+        policy: &'static str,
+        serial: bool,
+    },
     Custom,
     /// Not offered, or its input is no JSON: answered with this text, never run.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
 }
 
 /// Why a request has no answer.
@@ -77,7 +86,9 @@ impl Step<'_> {
     /// Opens a request: queued messages are processed first, so that it answers them, too. `false`
     /// when the state no longer asks for one.
     pub fn start_request(&mut self, thread: ThreadId, span: EventId) -> bool {
-        let Some(state) = self.thread(thread) else { return false };
+        let Some(state) = self.thread(thread) else {
+            return false;
+        };
         let may_start = matches!(state.status, Status::Running | Status::Rescheduling)
             && state.request.is_none()
             && state.calls.is_empty()
@@ -108,13 +119,26 @@ impl Step<'_> {
         let (again, sequel) = match response.sequel {
             Sequel::EndTurn => (false, StopReason::EndTurn),
             Sequel::Again => (true, StopReason::EndTurn),
-            Sequel::Refusal { category, explanation } => {
-                (false, StopReason::Refusal { category, explanation })
-            }
+            Sequel::Refusal {
+                category,
+                explanation,
+            } => (
+                false,
+                StopReason::Refusal {
+                    category,
+                    explanation,
+                },
+            ),
         };
         self.emit(
             thread,
-            &Payload::RequestEnd { start: span, failed: false, usage: response.usage, again, sequel },
+            &Payload::RequestEnd {
+                start: span,
+                failed: false,
+                usage: response.usage,
+                again,
+                sequel,
+            },
         );
         for (call, reason) in refused {
             self.result(thread, call, &reason, true);
@@ -124,21 +148,39 @@ impl Step<'_> {
 
     /// Closes a request that failed: the session waits for another attempt, or the turn is over.
     pub fn fail_request(&mut self, thread: ThreadId, span: EventId, failure: Failure) {
-        let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else { return };
+        let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else {
+            return;
+        };
         let attempt = state.attempt + 1;
         self.end_span(thread, span, failure.usage);
-        let Failure { error_type, message, retry_at, .. } = failure;
+        let Failure {
+            error_type,
+            message,
+            retry_at,
+            ..
+        } = failure;
         let Some(wake_at) = retry_at else {
             self.emit(
                 thread,
-                &Payload::Error { error_type, message, retry: RetryStatus::Exhausted },
+                &Payload::Error {
+                    error_type,
+                    message,
+                    retry: RetryStatus::Exhausted,
+                },
             );
             // The turn is dead, and so is what waited for it.
             self.process_messages(thread, true);
             self.idle(thread, StopReason::RetriesExhausted);
             return;
         };
-        self.emit(thread, &Payload::Error { error_type, message, retry: RetryStatus::Retrying });
+        self.emit(
+            thread,
+            &Payload::Error {
+                error_type,
+                message,
+                retry: RetryStatus::Retrying,
+            },
+        );
         self.reschedule(thread, attempt, wake_at);
     }
 
@@ -174,7 +216,14 @@ impl Step<'_> {
             .is_some_and(|t| t.calls.iter().any(|c| c.id == call && c.is_runnable()));
         if wanted {
             let CallResult { content, is_error } = result;
-            self.emit(thread, &Payload::ToolResult { call, content, is_error });
+            self.emit(
+                thread,
+                &Payload::ToolResult {
+                    call,
+                    content,
+                    is_error,
+                },
+            );
             self.settle(thread);
         }
         wanted
@@ -183,9 +232,15 @@ impl Step<'_> {
     /// Carries out an accepted interrupt once nothing is in flight any more. Results of calls that
     /// were stopped come with it; those without get the usual text.
     pub fn interrupt(&mut self, thread: ThreadId, results: Vec<(EventId, CallResult)>) {
-        let Some(state) = self.thread(thread).filter(|t| t.is_interrupted()) else { return };
+        let Some(state) = self.thread(thread).filter(|t| t.is_interrupted()) else {
+            return;
+        };
         let request = state.request;
-        let calls: Vec<_> = state.calls.iter().map(|call| (call.id, call.kind)).collect();
+        let calls: Vec<_> = state
+            .calls
+            .iter()
+            .map(|call| (call.id, call.kind))
+            .collect();
         let interrupts: Vec<_> = state
             .queue
             .iter()
@@ -198,7 +253,14 @@ impl Step<'_> {
         for (call, result) in results {
             let CallResult { content, is_error } = result;
             if calls.iter().any(|(id, _)| *id == call) {
-                self.emit(thread, &Payload::ToolResult { call, content, is_error });
+                self.emit(
+                    thread,
+                    &Payload::ToolResult {
+                        call,
+                        content,
+                        is_error,
+                    },
+                );
             }
         }
         let left: Vec<_> = self
@@ -215,7 +277,9 @@ impl Step<'_> {
 
     /// Takes over from a server that is gone: a request that was open is asked again.
     pub fn recover(&mut self, thread: ThreadId) {
-        let Some(state) = self.thread(thread) else { return };
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
         let Some(span) = state.request else { return };
         let attempt = state.attempt;
         self.end_span(thread, span, ModelUsage::default());
@@ -235,12 +299,30 @@ impl Step<'_> {
 }
 
 fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>) -> Payload {
-    let NewCall { model_id, name, input, verdict } = call;
+    let NewCall {
+        model_id,
+        name,
+        input,
+        verdict,
+    } = call;
     match verdict {
-        Verdict::Custom => Payload::CustomToolUse { name, input, model_id },
-        Verdict::Builtin { permission, policy, serial } => {
-            Payload::ToolUse { name, input, permission, evaluation: Some(policy), model_id, serial }
-        }
+        Verdict::Custom => Payload::CustomToolUse {
+            name,
+            input,
+            model_id,
+        },
+        Verdict::Builtin {
+            permission,
+            policy,
+            serial,
+        } => Payload::ToolUse {
+            name,
+            input,
+            permission,
+            evaluation: Some(policy),
+            model_id,
+            serial,
+        },
         Verdict::Refused { reason } => {
             refused.push((id, reason));
             Payload::ToolUse {
