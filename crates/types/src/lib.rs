@@ -18,6 +18,8 @@ pub mod model_info;
 pub mod multiagent;
 pub mod page;
 pub mod patch;
+pub mod session;
+pub mod thread;
 pub mod time;
 pub mod tool;
 mod wire;
