@@ -9,6 +9,8 @@ mod environments;
 mod error;
 mod keys;
 
+pub use agents::AgentFilter;
+pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 
