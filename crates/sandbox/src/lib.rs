@@ -1,7 +1,9 @@
 //! Sandboxes: where they run ([`Backend`]) and how the server talks to the hands inside.
 
 mod backend;
+mod docker;
 mod error;
 
 pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
+pub use docker::{DiskLimit, DockerBackend, DockerOptions, Limits};
 pub use error::SandboxError;
