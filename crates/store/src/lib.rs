@@ -10,6 +10,7 @@ mod error;
 mod keys;
 
 pub use error::StoreError;
+pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
