@@ -75,9 +75,10 @@ async fn deployment(test: impl AsyncFnOnce(DockerOptions) + 'static) {
         runtime: None,
         pull: false,
         limits: Limits {
-            memory_bytes: 256 << 20,
+            memory_bytes: Some(256 << 20),
             ..Limits::default()
         },
+        start_concurrency: 4,
     };
     let local = tokio::task::LocalSet::new();
     let given = options.clone();

@@ -44,9 +44,14 @@ pub(super) struct Facts<'a> {
 /// and read-only paths of /proc and /sys. No host path, device or socket is ever mounted.
 pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
     let limits = &facts.options.limits;
-    let memory = signed(spec.memory_bytes.unwrap_or(limits.memory_bytes));
-    let disk = spec.disk_bytes.unwrap_or(limits.disk_bytes);
-    let pids = spec.pids.unwrap_or(limits.pids).max(1);
+    let memory = spec.memory_bytes.or(limits.memory_bytes).map(signed);
+    let disk = spec.disk_bytes.or(limits.disk_bytes).map(signed);
+    let cpus = spec.cpus.or(limits.cpus);
+    let pids = spec.pids.or(limits.pids);
+    // A core dump would be a copy of secrets on the disk.
+    let mut ulimits = vec![ulimit("core", 0)];
+    // Only what lowers a limit may be set: a daemon in a container or VM may not raise its own.
+    ulimits.extend(disk.map(|bytes| ulimit("fsize", bytes)));
     let host = HostConfig {
         // No interface but loopback: the only way out is the stream to the server.
         network_mode: Some("none".to_owned()),
@@ -59,21 +64,17 @@ pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
         runtime: facts.options.runtime.clone(),
         // The hands reap, so they must be PID 1 themselves.
         init: Some(false),
-        memory: Some(memory),
+        memory,
         // Memory and swap together: no swap.
-        memory_swap: Some(memory),
-        nano_cpus: Some(nano_cpus(spec.cpus.unwrap_or(limits.cpus), facts.cpus)),
-        pids_limit: Some(i64::from(pids)),
-        shm_size: Some(SHM_BYTES.min(memory)),
-        // Only what lowers a limit: a daemon in a container or VM may not raise its own.
-        ulimits: Some(vec![
-            ulimit("fsize", signed(disk)),
-            // A core dump would be a copy of secrets on the disk.
-            ulimit("core", 0),
-        ]),
-        storage_opt: facts
-            .quota
-            .then(|| HashMap::from([("size".to_owned(), disk.to_string())])),
+        memory_swap: memory,
+        nano_cpus: cpus.map(|wanted| nano_cpus(wanted, facts.cpus)),
+        // 0 would mean no limit, too.
+        pids_limit: pids.map(|most| i64::from(most.max(1))),
+        shm_size: Some(memory.map_or(SHM_BYTES, |memory| memory.min(SHM_BYTES))),
+        ulimits: Some(ulimits),
+        storage_opt: disk
+            .filter(|_| facts.quota)
+            .map(|bytes| HashMap::from([("size".to_owned(), bytes.to_string())])),
         mounts: Some(vec![hands_mount(facts.hands_volume, true)]),
         // Root inside can write to PID 1's standard streams, and the log is on the host's disk.
         log_config: Some(HostConfigLogConfig {
@@ -182,6 +183,7 @@ mod tests {
             runtime: Some("runsc".to_owned()),
             pull: false,
             limits: Limits::default(),
+            start_concurrency: 4,
         };
         let facts = Facts {
             options: &options,

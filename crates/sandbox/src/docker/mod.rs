@@ -53,8 +53,6 @@ const HANDS: &str = "/selfsame/hands";
 /// Docker 20.10. The client sends no version and an older daemon would silently ignore the limits
 /// it does not know, so such a daemon is refused at start-up.
 const LOWEST_API: (u32, u32) = (1, 41);
-/// Starts at a time: a daemon serialises most of a start, more only make each one slower.
-const STARTS_AT_A_TIME: usize = 4;
 /// How long PID 1 may take to end by itself, in seconds. It has a handler and needs a fraction.
 const STOP_GRACE: i32 = 5;
 /// Bytes taken from the stream at once.
@@ -75,27 +73,30 @@ pub struct DockerOptions {
     pub pull: bool,
     /// What a [`Spec`] that names no limit gets.
     pub limits: Limits,
+    /// Starts at a time, at least one. A daemon serialises most of a start, so that more than a few
+    /// only make each one slower.
+    pub start_concurrency: u32,
 }
 
-/// Limits of one sandbox.
+/// Limits of one sandbox; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    pub memory_bytes: u64,
-    pub disk_bytes: u64,
+    pub memory_bytes: Option<u64>,
+    pub disk_bytes: Option<u64>,
     /// In units of a whole CPU; more than the daemon's host has means all of them.
-    pub cpus: f64,
+    pub cpus: Option<f64>,
     /// Processes and threads.
-    pub pids: u32,
+    pub pids: Option<u32>,
 }
 
 impl Default for Limits {
     /// The hosted service's sandbox: 8 GiB of memory, 10 GiB of disk.
     fn default() -> Self {
         Self {
-            memory_bytes: 8 << 30,
-            disk_bytes: 10 << 30,
-            cpus: 2.0,
-            pids: 1024,
+            memory_bytes: Some(8 << 30),
+            disk_bytes: Some(10 << 30),
+            cpus: Some(2.0),
+            pids: Some(1024),
         }
     }
 }
@@ -163,9 +164,9 @@ impl DockerBackend {
                 .unwrap_or(1)
                 .max(1),
             disk_limit: AtomicU8::new(disk_limit_of(&info) as u8),
+            starts: Semaphore::new(options.start_concurrency.max(1) as usize),
             options,
             hands,
-            starts: Semaphore::new(STARTS_AT_A_TIME),
         })
     }
 
@@ -265,11 +266,14 @@ impl DockerBackend {
             )
         };
         let known = self.disk_limit();
-        let result = self
-            .create_container(&name, plan(known != DiskLimit::FileSize))
-            .await;
+        let body = plan(known != DiskLimit::FileSize);
+        let asked = body
+            .host_config
+            .as_ref()
+            .is_some_and(|host| host.storage_opt.is_some());
+        let result = self.create_container(&name, body).await;
         let limit = match (known, &result) {
-            (DiskLimit::Unknown, Ok(_)) => DiskLimit::Quota,
+            (DiskLimit::Unknown, Ok(_)) if asked => DiskLimit::Quota,
             (DiskLimit::Unknown, Err(error)) if is_quota_refusal(error) => DiskLimit::FileSize,
             _ => return result,
         };
