@@ -23,6 +23,9 @@ pub enum SandboxError {
     /// over a new one.
     #[error("the stream to the sandbox was lost")]
     Lost,
+    /// The hands will not do it; nothing has run. The text is for the log.
+    #[error("the sandbox refused: {0}")]
+    Refused(String),
     /// The other side said something that the protocol does not allow.
     #[error("protocol error: {0}")]
     Protocol(String),
