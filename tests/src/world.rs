@@ -72,10 +72,23 @@ impl World {
 
     /// A server on the world's database and its directory. Settings come last and win.
     pub async fn server_with(&self, settings: &[(&str, &str)]) -> Result<Server> {
-        let mut environment = self.settings(&self.path("data"));
-        environment.insert("SELFSAME__DATABASE__URL".into(), self.database.url.clone());
+        self.server_in("data", settings).await
+    }
+
+    /// The same with another data directory, below the world's.
+    pub async fn server_in(&self, data: &str, settings: &[(&str, &str)]) -> Result<Server> {
+        let mut environment = self.database_settings();
+        let data = self.path(data).display().to_string();
+        environment.insert("SELFSAME__DATA_DIR".into(), data);
         environment.extend(settings.iter().map(|(k, v)| ((*k).into(), (*v).into())));
         Server::start(&environment, self.directory.path()).await
+    }
+
+    /// What a command needs that works on the world's database.
+    pub fn database_settings(&self) -> BTreeMap<String, String> {
+        let mut environment = self.settings(&self.path("data"));
+        environment.insert("SELFSAME__DATABASE__URL".into(), self.database.url.clone());
+        environment
     }
 
     /// The settings all servers of the tests share.
