@@ -16,6 +16,7 @@ pub enum ErrorKind {
     Billing,
     Permission,
     NotFound,
+    MethodNotAllowed,
     Timeout,
     Conflict,
     PreconditionFailed,
@@ -37,6 +38,7 @@ impl ErrorKind {
             Self::Billing => 402,
             Self::Permission => 403,
             Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
             Self::Conflict => 409,
             Self::PreconditionFailed => 412,
@@ -53,7 +55,9 @@ impl ErrorKind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::InvalidRequest | Self::PreconditionFailed => "invalid_request_error",
+            Self::InvalidRequest | Self::MethodNotAllowed | Self::PreconditionFailed => {
+                "invalid_request_error"
+            }
             Self::Authentication => "authentication_error",
             Self::Billing => "billing_error",
             Self::Permission => "permission_error",

@@ -1,0 +1,193 @@
+use std::{io, sync::Arc, time::Duration};
+
+use selfsame_hands::{
+    Call, CallResult, Key,
+    hello::{self, HelloError},
+    mux::{self, Opener},
+    wire::{self, Reply, Request},
+};
+use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
+
+use crate::{Backend, Handle, SandboxError};
+
+/// Time for the whole admission. Starting the relay inside takes tens of milliseconds; a daemon
+/// under load may need seconds.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for an answer that takes the hands no work.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls at once over one stream. yamux blocks at 256 substreams that the peer has not
+/// acknowledged and ends the session at its own limit, so this stays below both, with room for
+/// acknowledgements and cancellations.
+const MAX_CALLS: usize = 192;
+/// Acknowledgements and cancellations at once; apart from the calls, so that a cancellation never
+/// waits for the call that it is to end.
+const MAX_CONTROLS: usize = 32;
+
+/// A connected sandbox: cheap to clone, all calls multiplexed over one stream.
+///
+/// Dropping the last clone closes the stream; what runs inside goes on.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    boot_id: Uuid,
+    opener: Opener,
+    calls: Semaphore,
+    controls: Semaphore,
+    closed: watch::Receiver<bool>,
+}
+
+impl Sandbox {
+    /// Connects, proves `key` (the first admission after the hands' start sets it) and announces
+    /// `epoch`. Every older session of that sandbox ends, whoever holds it.
+    ///
+    /// # Errors
+    /// [`SandboxError::StaleEpoch`] when a higher epoch has been here, [`SandboxError::WrongKey`],
+    /// and whatever [`Backend::connect`] has to say.
+    pub async fn attach(
+        backend: &dyn Backend,
+        handle: &Handle,
+        key: &Key,
+        epoch: u64,
+    ) -> Result<Self, SandboxError> {
+        let admission = async {
+            let mut stream = backend.connect(handle).await?;
+            let boot_id = hello::introduce(&mut stream, key, epoch)
+                .await
+                .map_err(refusal)?;
+            Ok::<_, SandboxError>((stream, boot_id))
+        };
+        let (stream, boot_id) = tokio::time::timeout(ATTACH_TIMEOUT, admission)
+            .await
+            .map_err(|_| SandboxError::Timeout("attaching to the sandbox"))??;
+        let (opener, inbound, work) = mux::session(stream, mux::Side::Server);
+        let (close, closed) = watch::channel(false);
+        tokio::spawn(async move {
+            // Nothing is expected from inside yet; dropping this refuses what comes.
+            drop(inbound);
+            work.await;
+            let _ = close.send(true);
+        });
+        Ok(Self {
+            inner: Arc::new(Inner {
+                boot_id,
+                opener,
+                calls: Semaphore::new(MAX_CALLS),
+                controls: Semaphore::new(MAX_CONTROLS),
+                closed,
+            }),
+        })
+    }
+
+    /// Made by the hands when they start: another one means that everything that ran is gone.
+    #[must_use]
+    pub fn boot_id(&self) -> Uuid {
+        self.inner.boot_id
+    }
+
+    /// Runs a tool call, or collects it when the hands already know its id: they wait for one that
+    /// is running and return the kept result of one that is done. Takes as long as the call does;
+    /// dropping the future stops waiting, not the call.
+    ///
+    /// # Errors
+    /// [`SandboxError::Lost`] leaves the outcome open: attach again and collect.
+    /// [`SandboxError::Refused`] means that the call has not run and will not.
+    pub async fn call(&self, call: &Call) -> Result<CallResult, SandboxError> {
+        let _permit = self
+            .inner
+            .calls
+            .acquire()
+            .await
+            .map_err(|_| SandboxError::Lost)?;
+        match self.exchange(&Request::Call(call.clone())).await? {
+            Reply::Result(result) => Ok(result),
+            Reply::Refused { message } => Err(SandboxError::Refused(message)),
+            Reply::Done => Err(SandboxError::Protocol(
+                "a call was answered without result".into(),
+            )),
+        }
+    }
+
+    /// The result of this call is durable: the hands may forget it. From then on they refuse the
+    /// id.
+    ///
+    /// # Errors
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`]; acknowledging again is harmless.
+    pub async fn ack(&self, id: Uuid) -> Result<(), SandboxError> {
+        self.control(&Request::Ack { id }).await
+    }
+
+    /// Ends a call: TERM to its processes, KILL after two seconds. The call then ends with an error
+    /// result. Returns at once; cancelling a call that is done, or that has not arrived yet, is
+    /// fine.
+    ///
+    /// # Errors
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
+    pub async fn cancel(&self, id: Uuid) -> Result<(), SandboxError> {
+        self.control(&Request::Cancel { id }).await
+    }
+
+    /// Whether the stream is lost already.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.inner.closed.borrow()
+    }
+
+    /// Resolves when the stream is lost, at once if it already is.
+    pub async fn closed(&self) {
+        let mut closed = self.inner.closed.clone();
+        // An error means that the task which drives the stream is gone: closed, too.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    async fn control(&self, request: &Request) -> Result<(), SandboxError> {
+        let exchange = async {
+            let _permit = self
+                .inner
+                .controls
+                .acquire()
+                .await
+                .map_err(|_| SandboxError::Lost)?;
+            self.exchange(request).await
+        };
+        let reply = tokio::time::timeout(CONTROL_TIMEOUT, exchange)
+            .await
+            .map_err(|_| SandboxError::Timeout("an answer of the sandbox"))??;
+        match reply {
+            Reply::Done => Ok(()),
+            Reply::Refused { message } => Err(SandboxError::Refused(message)),
+            Reply::Result(_) => Err(SandboxError::Protocol("an unexpected result".into())),
+        }
+    }
+
+    async fn exchange(&self, request: &Request) -> Result<Reply, SandboxError> {
+        let mut stream = self.inner.opener.open().await.ok_or(SandboxError::Lost)?;
+        wire::write_frame(&mut stream, request, wire::MAX_REQUEST)
+            .await
+            .map_err(broken)?;
+        wire::read_frame(&mut stream, wire::MAX_REPLY)
+            .await
+            .map_err(broken)
+    }
+}
+
+fn broken(error: io::Error) -> SandboxError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => SandboxError::Protocol(error.to_string()),
+        io::ErrorKind::InvalidInput => SandboxError::Refused(error.to_string()),
+        _ => SandboxError::Lost,
+    }
+}
+
+fn refusal(error: HelloError) -> SandboxError {
+    match error {
+        HelloError::StaleEpoch { epoch, current } => SandboxError::StaleEpoch { epoch, current },
+        HelloError::WrongKey => SandboxError::WrongKey,
+        HelloError::NotOurs => SandboxError::Protocol(error.to_string()),
+        HelloError::Io(_) => SandboxError::Lost,
+    }
+}

@@ -1,0 +1,229 @@
+//! The sections of the configuration. `config.default.toml` says what each key means.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub server: Server,
+    pub database: Database,
+    pub auth: Auth,
+    pub sandbox: Sandbox,
+    pub model: Model,
+    pub lease: Lease,
+    pub net: Net,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub internal_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub internal_url: Option<String>,
+    pub require_beta_header: bool,
+    pub max_body_bytes: usize,
+    pub body_timeout_seconds: u64,
+    pub drain_seconds: u64,
+    pub stream_replay_window_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub heartbeat_seconds: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub url: Option<SecretString>,
+    #[serde(deserialize_with = "positive")]
+    pub connections: u32,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub postgres_bin: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    #[serde(deserialize_with = "fixed_key")]
+    pub key: Option<SecretString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxBackend {
+    Docker,
+    Process,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    pub backend: SandboxBackend,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub docker_host: Option<String>,
+    pub image: String,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub runtime: Option<String>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub hands: Option<PathBuf>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(deserialize_with = "no_cpus_is_none")]
+    pub cpus: Option<f64>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub pids: Option<u32>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub disk_bytes: Option<u64>,
+    pub warm: u32,
+    #[serde(deserialize_with = "positive")]
+    pub start_concurrency: u32,
+    pub idle_stop_seconds: u64,
+    pub retention_days: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    pub base_url: String,
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub api_key: Option<SecretString>,
+    #[serde(deserialize_with = "positive")]
+    pub idle_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub concurrency: u32,
+    #[serde(deserialize_with = "positive")]
+    pub max_tokens: u32,
+    #[serde(deserialize_with = "positive")]
+    pub attempts: u32,
+    pub models: Vec<ModelEntry>,
+}
+
+/// One model of the list. Only `id` is required.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelEntry {
+    pub id: String,
+    pub display_name: Option<String>,
+    /// RFC 3339; the epoch when absent.
+    pub created_at: Option<selfsame_types::Timestamp>,
+    pub max_input_tokens: Option<u64>,
+    pub max_tokens: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    #[serde(deserialize_with = "positive")]
+    pub ttl_seconds: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    pub allowed_ranges: Vec<String>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub extra_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(deserialize_with = "zero_is_none")]
+    pub create_per_minute: Option<u32>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub read_per_minute: Option<u32>,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub files_per_minute: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn empty_is_no_secret<'de, D>(deserializer: D) -> Result<Option<SecretString>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    Ok((!text.is_empty()).then(|| SecretString::from(text)))
+}
+
+fn fixed_key<'de, D>(deserializer: D) -> Result<Option<SecretString>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.chars().count() < 16 {
+        return Err(D::Error::custom("needs at least 16 characters"));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(D::Error::custom("only visible ASCII fits into a header"));
+    }
+    Ok(Some(SecretString::from(text)))
+}
+
+fn zero_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default + PartialEq,
+{
+    let number = T::deserialize(deserializer)?;
+    Ok((number != T::default()).then_some(number))
+}
+
+fn no_cpus_is_none<'de, D>(deserializer: D) -> Result<Option<f64>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let number = f64::deserialize(deserializer)?;
+    if !number.is_finite() || number < 0.0 {
+        return Err(D::Error::custom(
+            "must be a number of CPUs, or 0 for no limit",
+        ));
+    }
+    Ok((number > 0.0).then_some(number))
+}
+
+fn positive<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default + PartialEq,
+{
+    let number = T::deserialize(deserializer)?;
+    if number == T::default() {
+        return Err(D::Error::custom("must be at least 1"));
+    }
+    Ok(number)
+}

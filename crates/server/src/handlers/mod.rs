@@ -1,0 +1,4 @@
+//! One function per operation, one file per resource.
+
+pub mod models;
+pub mod operations;

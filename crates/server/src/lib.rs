@@ -1,0 +1,20 @@
+//! The `selfsame` server: HTTP, configuration, command line, private Postgres.
+//!
+//! A request passes [`middleware::observe`] (id, span, envelope), [`middleware::authenticate`]
+//! (principal, limits, beta header), an extractor of [`extract`], and a function of [`handlers`].
+
+pub mod app;
+mod auth;
+pub mod config;
+pub mod error;
+pub mod extract;
+pub mod handlers;
+mod limits;
+pub mod metrics;
+pub mod middleware;
+mod openapi;
+pub mod router;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! All routes, in one flat list.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::{Router, http::StatusCode, middleware::from_fn_with_state, response::Response};
+use selfsame_types::{ApiError, ErrorKind};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    app::App,
+    error::Error,
+    extract::json_response,
+    handlers::{models, operations},
+    middleware, openapi,
+};
+
+/// The API proper: what official clients call. Each route is behind the authentication.
+fn api() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::Api::openapi())
+        .routes(routes!(models::list))
+        .routes(routes!(models::get))
+}
+
+/// The OpenAPI document of [`api`], as pretty JSON text with a final newline.
+#[must_use]
+pub fn document() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let mut document = api().into_openapi();
+        openapi::complete(&mut document);
+        document
+            .to_pretty_json()
+            .expect("the document is made of strings, maps and lists")
+            + "\n"
+    })
+}
+
+/// The whole service.
+pub fn router(app: Arc<App>) -> Router {
+    let (api, _) = api().split_for_parts();
+    Router::new()
+        .merge(api.route_layer(from_fn_with_state(app.clone(), middleware::authenticate)))
+        // Open to everyone who reaches the port: nothing of a tenant's.
+        .route("/healthz", axum::routing::get(operations::healthz))
+        .route("/readyz", axum::routing::get(operations::readyz))
+        .route("/metrics", axum::routing::get(operations::metrics))
+        .route("/openapi.json", axum::routing::get(openapi_json))
+        .route("/docs", axum::routing::get(operations::docs))
+        .fallback(unknown_route)
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(from_fn_with_state(app.clone(), middleware::observe))
+        .with_state(app)
+}
+
+async fn openapi_json() -> Response {
+    json_response(document())
+}
+
+async fn unknown_route() -> (StatusCode, Error) {
+    let error = ApiError::new(ErrorKind::NotFound, "There is no such path");
+    (StatusCode::NOT_FOUND, error.into())
+}
