@@ -81,11 +81,14 @@ CREATE TABLE environments (
     metadata text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    archived_at timestamptz
+    archived_at timestamptz,
+    -- Hidden for good. The row stays for the sessions that were deleted but not purged yet.
+    deleted_at timestamptz
 );
 CREATE UNIQUE INDEX environments_name_key ON environments (workspace_id, name)
-    WHERE archived_at IS NULL;
-CREATE INDEX environments_list_idx ON environments (workspace_id, created_at DESC, id DESC);
+    WHERE archived_at IS NULL AND deleted_at IS NULL;
+CREATE INDEX environments_list_idx ON environments (workspace_id, created_at DESC, id DESC)
+    WHERE deleted_at IS NULL;
 
 -- What rarely changes of a session.
 CREATE TABLE sessions (

@@ -15,6 +15,8 @@ mod notify;
 mod sandboxes;
 mod sessions;
 
+pub use agents::AgentFilter;
+pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
