@@ -19,14 +19,21 @@ pub struct Client {
 }
 
 impl Client {
-    #[expect(clippy::disallowed_methods, reason = "the tests are a client like any other")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the tests are a client like any other"
+    )]
     pub fn new(url: &str, key: &str) -> Self {
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(Duration::from_secs(5))
             .build()
             .expect("a plain client");
-        Self { http, url: url.to_owned(), key: key.to_owned() }
+        Self {
+            http,
+            url: url.to_owned(),
+            key: key.to_owned(),
+        }
     }
 
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
@@ -39,8 +46,14 @@ impl Client {
 
     /// The status of a GET; `None` without a connection.
     pub async fn status(&self, path: &str) -> Option<u16> {
-        let request = self.request(reqwest::Method::GET, path).timeout(Duration::from_secs(2));
-        request.send().await.ok().map(|response| response.status().as_u16())
+        let request = self
+            .request(reqwest::Method::GET, path)
+            .timeout(Duration::from_secs(2));
+        request
+            .send()
+            .await
+            .ok()
+            .map(|response| response.status().as_u16())
     }
 
     pub async fn get(&self, path: &str) -> Result<Value> {
@@ -48,7 +61,8 @@ impl Client {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(self.request(reqwest::Method::POST, path).json(body)).await
+        self.send(self.request(reqwest::Method::POST, path).json(body))
+            .await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value> {
@@ -61,8 +75,10 @@ impl Client {
 
     /// A session of a fresh agent with these tools.
     pub async fn session(&self, tools: Value) -> Result<String> {
-        let name = uuid::Uuid::new_v4().to_string();
-        let environment = self.post("/v1/environments", &json!({"name": name})).await?;
+        let name = uuid::Uuid::now_v7().to_string();
+        let environment = self
+            .post("/v1/environments", &json!({"name": name}))
+            .await?;
         let agent = json!({"name": "black box", "model": "mock", "tools": tools});
         let agent = self.post("/v1/agents", &agent).await?;
         let body = json!({"agent": agent["id"], "environment_id": environment["id"]});
@@ -110,7 +126,11 @@ impl Client {
             if status == wanted {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{session} is {status}, never {wanted}: {:#?}", shape(&self.list(session).await?));
+            ensure!(
+                Instant::now() < deadline,
+                "{session} is {status}, never {wanted}: {:#?}",
+                shape(&self.list(session).await?)
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -120,13 +140,21 @@ impl Client {
         self.stream_from(session, None, &[]).await
     }
 
-    pub async fn stream_from(&self, session: &str, position: Option<&str>, previews: &[&str]) -> Result<Stream> {
+    pub async fn stream_from(
+        &self,
+        session: &str,
+        position: Option<&str>,
+        previews: &[&str],
+    ) -> Result<Stream> {
         let path = format!("/v1/sessions/{session}/events/stream");
         let mut request = self.request(reqwest::Method::GET, &path);
         if let Some(position) = position {
             request = request.header("last-event-id", position);
         }
-        let previews: Vec<_> = previews.iter().map(|name| ("event_deltas[]", *name)).collect();
+        let previews: Vec<_> = previews
+            .iter()
+            .map(|name| ("event_deltas[]", *name))
+            .collect();
         let response = request.query(&previews).send().await?;
         ensure!(response.status() == 200, "{path}: {}", response.status());
         Ok(Stream::read(response))
@@ -141,7 +169,9 @@ pub fn shape(events: &[Value]) -> Vec<String> {
             let reason = event["stop_reason"]["type"].as_str();
             let error = event["error"]["retry_status"]["type"].as_str();
             let name = event["type"].as_str().unwrap_or("?");
-            reason.or(error).map_or_else(|| name.to_owned(), |more| format!("{name}({more})"))
+            reason
+                .or(error)
+                .map_or_else(|| name.to_owned(), |more| format!("{name}({more})"))
         })
         .collect()
 }
@@ -164,7 +194,11 @@ pub async fn check_order(events: &[Value]) -> Result<()> {
     drop(input);
     let output = child.wait_with_output().await?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "illegal order:\n{text}\n{:#?}", shape(events));
+    ensure!(
+        output.status.success(),
+        "illegal order:\n{text}\n{:#?}",
+        shape(events)
+    );
     Ok(())
 }
 

@@ -23,7 +23,9 @@ fn tools() -> Value {
 /// A command that leaves a mark each time it runs, then waits for a file, then says how often it ran.
 fn command(marks: &Path, go: &Path) -> String {
     let (marks, go) = (marks.display(), go.display());
-    format!("echo mark >> {marks}; while [ ! -e {go} ]; do sleep 0.02; done; echo ran $(wc -l < {marks})")
+    format!(
+        "echo mark >> {marks}; while [ ! -e {go} ]; do sleep 0.02; done; echo ran $(wc -l < {marks})"
+    )
 }
 
 fn call(command: &str) -> Value {
@@ -89,27 +91,53 @@ async fn turn(point: &str) -> Result<()> {
 /// Waits for the end of the turn and checks what must hold.
 async fn finish(server: &Server, session: &str, marks: &Path, seen: Vec<Record>) -> Result<()> {
     let client = server.client();
-    let events = settled(server, session).await.with_context(|| server.log())?;
+    let events = settled(server, session)
+        .await
+        .with_context(|| server.log())?;
     let kinds = shape(&events);
     ensure!(count(&events, "session.status_idle") == 1, "{kinds:#?}");
-    ensure!(kinds.last().is_some_and(|last| last == "session.status_idle(end_turn)"), "{kinds:#?}");
-    ensure!(count(&events, "user.message") == 1 && count(&events, "agent.tool_use") == 1, "{kinds:#?}");
+    ensure!(
+        kinds
+            .last()
+            .is_some_and(|last| last == "session.status_idle(end_turn)"),
+        "{kinds:#?}"
+    );
+    ensure!(
+        count(&events, "user.message") == 1 && count(&events, "agent.tool_use") == 1,
+        "{kinds:#?}"
+    );
     ensure!(count(&events, "agent.message") == 2, "{kinds:#?}");
-    let results: Vec<_> = events.iter().filter(|event| event["type"] == "agent.tool_result").collect();
+    let results: Vec<_> = events
+        .iter()
+        .filter(|event| event["type"] == "agent.tool_result")
+        .collect();
     ensure!(results.len() == 1, "{kinds:#?}");
-    let text = results[0]["content"][0]["text"].as_str().unwrap_or_default();
+    let text = results[0]["content"][0]["text"]
+        .as_str()
+        .unwrap_or_default();
     ensure!(text.trim() == "ran 1", "the result is {:#}", results[0]);
-    ensure!(std::fs::read_to_string(marks)?.lines().count() == 1, "the command ran again");
+    ensure!(
+        std::fs::read_to_string(marks)?.lines().count() == 1,
+        "the command ran again"
+    );
     resumed(&client, session, &events, seen).await
 }
 
 /// Reconnects from where the client was: nothing is missing, nothing comes twice.
-async fn resumed(client: &Client, session: &str, events: &[Value], seen: Vec<Record>) -> Result<()> {
+async fn resumed(
+    client: &Client,
+    session: &str,
+    events: &[Value],
+    seen: Vec<Record>,
+) -> Result<()> {
     let Some(position) = seen.last().and_then(|record| record.position.clone()) else {
         return Ok(());
     };
     let stream = client.stream_from(session, Some(&position), &[]).await?;
-    if seen.iter().all(|record| record.event["type"] != "session.status_idle") {
+    if seen
+        .iter()
+        .all(|record| record.event["type"] != "session.status_idle")
+    {
         stream.wait_idle("end_turn").await?;
     }
     let mut all = seen;
@@ -121,9 +149,16 @@ async fn resumed(client: &Client, session: &str, events: &[Value], seen: Vec<Rec
 fn once(events: &[Value], records: &[Record]) -> Result<()> {
     let mut forms: Vec<_> = records.iter().map(Record::form).collect();
     let whole = forms.len();
-    let processed: Vec<_> = records.iter().filter(|r| r.form().1).map(|r| r.event["id"].clone()).collect();
+    let processed: Vec<_> = records
+        .iter()
+        .filter(|r| r.form().1)
+        .map(|r| r.event["id"].clone())
+        .collect();
     let listed: Vec<_> = events.iter().map(|event| event["id"].clone()).collect();
-    ensure!(processed == listed, "the streams gave {processed:?}, the list has {listed:?}");
+    ensure!(
+        processed == listed,
+        "the streams gave {processed:?}, the list has {listed:?}"
+    );
     forms.sort();
     forms.dedup();
     ensure!(forms.len() == whole, "something came twice");
@@ -161,7 +196,12 @@ points! {
 /// The same at the second passage: after the command, while the model is asked again.
 #[tokio::test]
 async fn second_passages() -> Result<()> {
-    for point in ["before_model_request:2", "mid_model_stream:3", "before_response_commit:2", "after_response_commit:2"] {
+    for point in [
+        "before_model_request:2",
+        "mid_model_stream:3",
+        "before_response_commit:2",
+        "after_response_commit:2",
+    ] {
         turn(point).await.with_context(|| point.to_owned())?;
     }
     Ok(())
@@ -178,17 +218,31 @@ async fn before_idle_commit() -> Result<()> {
     let mut first = world.failing("before_idle_commit").await?;
     let client = first.client();
     let session = client.session(json!([])).await?;
-    let stream = client.stream_from(&session, None, &["agent.message"]).await?;
+    let stream = client
+        .stream_from(&session, None, &["agent.message"])
+        .await?;
     client.say(&session, "hi").await?;
     stream.wait_type("event_delta").await?;
-    client.events(&session, json!([{"type": "user.interrupt"}])).await?;
+    client
+        .events(&session, json!([{"type": "user.interrupt"}]))
+        .await?;
     first.ended().await?;
     let second = world.server().await?;
-    let events = settled(&second, &session).await.with_context(|| second.log())?;
+    let events = settled(&second, &session)
+        .await
+        .with_context(|| second.log())?;
     let kinds = shape(&events);
-    ensure!(count(&events, "agent.message") == 0, "a partial text was kept: {kinds:#?}");
+    ensure!(
+        count(&events, "agent.message") == 0,
+        "a partial text was kept: {kinds:#?}"
+    );
     ensure!(count(&events, "user.interrupt") == 1, "{kinds:#?}");
-    ensure!(kinds.last().is_some_and(|last| last == "session.status_idle(end_turn)"), "{kinds:#?}");
+    ensure!(
+        kinds
+            .last()
+            .is_some_and(|last| last == "session.status_idle(end_turn)"),
+        "{kinds:#?}"
+    );
     let client = second.client();
     client.say(&session, "again").await?;
     client.stream(&session).await?.wait_idle("end_turn").await?;
@@ -198,13 +252,22 @@ async fn before_idle_commit() -> Result<()> {
 /// Every point in the code has a test here.
 #[test]
 fn every_point_is_visited() -> Result<()> {
-    let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/engine/src/fail.rs"))?;
-    let list = source.split("POINTS: &[&str] = &[").nth(1).context("the list of points")?;
+    let source = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../crates/engine/src/fail.rs"
+    ))?;
+    let list = source
+        .split("POINTS: &[&str] = &[")
+        .nth(1)
+        .context("the list of points")?;
     let list = list.split("];").next().unwrap_or_default();
     let points: Vec<_> = list.split('"').skip(1).step_by(2).collect();
     ensure!(points.len() > 5, "the list was not found");
     for point in points {
-        ensure!(VISITED.contains(&point) || point == "before_idle_commit", "{point} has no crash test");
+        ensure!(
+            VISITED.contains(&point) || point == "before_idle_commit",
+            "{point} has no crash test"
+        );
     }
     Ok(())
 }
@@ -225,7 +288,9 @@ async fn between_the_queued_and_the_processed_form() -> Result<()> {
     client.say(&session, "one").await?;
     world.model.wait_gate("first").await;
     let second_id = client.say(&session, "two").await?;
-    let queued = stream.wait("the queued form", |event| event["id"] == second_id.as_str()).await?;
+    let queued = stream
+        .wait("the queued form", |event| event["id"] == second_id.as_str())
+        .await?;
     ensure!(queued.event["processed_at"].is_null());
     first.kill().await?;
     let seen = stream.end().await?;
@@ -235,11 +300,18 @@ async fn between_the_queued_and_the_processed_form() -> Result<()> {
     let client = second.client();
     let position = queued.position.as_deref().context("a position")?;
     let stream = client.stream_from(&session, Some(position), &[]).await?;
-    let processed = |event: &Value| event["id"] == second_id.as_str() && !event["processed_at"].is_null();
+    let processed =
+        |event: &Value| event["id"] == second_id.as_str() && !event["processed_at"].is_null();
     stream.wait("the processed form", processed).await?;
-    let events = settled(&second, &session).await.with_context(|| second.log())?;
+    let events = settled(&second, &session)
+        .await
+        .with_context(|| second.log())?;
     ensure!(count(&events, "user.message") == 2);
-    stream.wait("the last event", |event| Some(&event["id"]) == events.last().map(|last| &last["id"])).await?;
+    stream
+        .wait("the last event", |event| {
+            Some(&event["id"]) == events.last().map(|last| &last["id"])
+        })
+        .await?;
     let mut all = seen;
     all.extend(stream.records());
     once(&events, &all)
@@ -265,7 +337,10 @@ async fn while_waiting_for_answers() -> Result<()> {
     let stream = client.stream(&session).await?;
     client.say(&session, "hi").await?;
     let idle = stream.wait_idle("requires_action").await?.event;
-    let ids = idle["stop_reason"]["event_ids"].as_array().context("ids")?.clone();
+    let ids = idle["stop_reason"]["event_ids"]
+        .as_array()
+        .context("ids")?
+        .clone();
     ensure!(ids.len() == 2);
     first.kill().await?;
     drop(stream);
@@ -282,8 +357,14 @@ async fn while_waiting_for_answers() -> Result<()> {
     let client = third.client();
     let answer = json!({"type": "user.custom_tool_result", "custom_tool_use_id": ids[1]});
     client.events(&session, json!([answer])).await?;
-    let events = settled(&third, &session).await.with_context(|| third.log())?;
-    ensure!(shape(&events).last().is_some_and(|last| last == "session.status_idle(end_turn)"));
+    let events = settled(&third, &session)
+        .await
+        .with_context(|| third.log())?;
+    ensure!(
+        shape(&events)
+            .last()
+            .is_some_and(|last| last == "session.status_idle(end_turn)")
+    );
     ensure!(std::fs::read_to_string(&marks)?.lines().count() == 1);
     Ok(())
 }
@@ -310,20 +391,41 @@ async fn again_and_again_under_load() -> Result<()> {
     // Each round lets the model be asked a few more times, so that every kill meets another moment.
     for round in 1..=5_usize {
         let asked = SESSIONS * round / 2;
-        tokio::time::timeout(crate::world::DEADLINE, world.model.wait_requests(None, asked, false))
-            .await
-            .with_context(|| format!("only {} requests\n{}", world.model.requests(None).len(), server.log()))?;
+        tokio::time::timeout(
+            crate::world::DEADLINE,
+            world.model.wait_requests(None, asked, false),
+        )
+        .await
+        .with_context(|| {
+            format!(
+                "only {} requests\n{}",
+                world.model.requests(None).len(),
+                server.log()
+            )
+        })?;
         server.kill().await?;
         server = world.server().await?;
     }
     for session in &sessions {
-        let events = settled(&server, session).await.with_context(|| server.log())?;
+        let events = settled(&server, session)
+            .await
+            .with_context(|| server.log())?;
         let results: Vec<_> = events
             .iter()
             .filter(|event| event["type"] == "agent.tool_result")
-            .map(|event| event["content"][0]["text"].as_str().unwrap_or_default().trim().to_owned())
+            .map(|event| {
+                event["content"][0]["text"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned()
+            })
             .collect();
-        ensure!(results == ["a", "a b", "a b c"], "{session}: {results:?} {:#?}", shape(&events));
+        ensure!(
+            results == ["a", "a b", "a b c"],
+            "{session}: {results:?} {:#?}",
+            shape(&events)
+        );
     }
     Ok(())
 }
@@ -345,13 +447,24 @@ async fn hands_that_die_with_the_server_leave_an_honest_result() -> Result<()> {
     first.kill().await?;
     kill_hands(&world).await?;
     let second = world.server().await?;
-    let events = settled(&second, &session).await.with_context(|| second.log())?;
+    let events = settled(&second, &session)
+        .await
+        .with_context(|| second.log())?;
     check_order(&events).await?;
-    let result = events.iter().find(|event| event["type"] == "agent.tool_result").context("a result")?;
+    let result = events
+        .iter()
+        .find(|event| event["type"] == "agent.tool_result")
+        .context("a result")?;
     ensure!(result["is_error"] == true, "{result:#}");
     let text = result["content"][0]["text"].as_str().unwrap_or_default();
-    ensure!(text.contains("unknown"), "the outcome is unknown, and it says: {text}");
-    ensure!(std::fs::read_to_string(&marks)?.lines().count() == 1, "never a silent repeat");
+    ensure!(
+        text.contains("unknown"),
+        "the outcome is unknown, and it says: {text}"
+    );
+    ensure!(
+        std::fs::read_to_string(&marks)?.lines().count() == 1,
+        "never a silent repeat"
+    );
     Ok(())
 }
 
@@ -364,7 +477,10 @@ async fn kill_hands(world: &World) -> Result<()> {
         };
         let hands: Value = serde_json::from_str(&text)?;
         let id = hands["pid"].as_i64().context("pid")?.to_string();
-        let status = tokio::process::Command::new("kill").args(["-9", &id]).status().await?;
+        let status = tokio::process::Command::new("kill")
+            .args(["-9", &id])
+            .status()
+            .await?;
         ensure!(status.success());
         killed += 1;
     }

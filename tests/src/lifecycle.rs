@@ -31,7 +31,10 @@ async fn a_private_postgres_survives_a_killed_server() -> Result<()> {
     second.signal("TERM").await?;
     let status = second.ended().await?;
     ensure!(status.success(), "{status}:\n{}", second.log());
-    let left = directory.join("data").join("postgres").join("postmaster.pid");
+    let left = directory
+        .join("data")
+        .join("postgres")
+        .join("postmaster.pid");
     ensure!(!left.exists(), "its Postgres is still there");
     let mut third = Server::start(&settings, &directory).await?;
     ensure!(third.client().list(&session).await?.len() == events.len());
@@ -51,8 +54,20 @@ async fn keys_are_made_listed_and_revoked() -> Result<()> {
         ensure!(status.success(), "{arguments:?}: {text}");
         Ok(text)
     };
-    let made = selfsame(&["keys", "create", "--name", "black box", "--scope", "standard"]).await?;
-    let key = made.split_whitespace().find(|word| word.len() > 30).context("a key")?.to_owned();
+    let made = selfsame(&[
+        "keys",
+        "create",
+        "--name",
+        "black box",
+        "--scope",
+        "standard",
+    ])
+    .await?;
+    let key = made
+        .split_whitespace()
+        .find(|word| word.len() > 30)
+        .context("a key")?
+        .to_owned();
     let client = Client::new(&server.url, &key);
     ensure!(client.status("/v1/agents").await == Some(200));
     let listed = selfsame(&["keys", "list"]).await?;
@@ -61,12 +76,18 @@ async fn keys_are_made_listed_and_revoked() -> Result<()> {
     let id = listed
         .lines()
         .find(|line| line.contains("black box"))
-        .and_then(|line| line.split_whitespace().find(|word| word.starts_with("apikey_")))
+        .and_then(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with("apikey_"))
+        })
         .context("an id")?;
     selfsame(&["keys", "revoke", id]).await?;
     let deadline = tokio::time::Instant::now() + crate::world::DEADLINE;
     while client.status("/v1/agents").await != Some(401) {
-        ensure!(tokio::time::Instant::now() < deadline, "the revoked key goes on working");
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "the revoked key goes on working"
+        );
     }
     Ok(())
 }
@@ -76,13 +97,19 @@ async fn an_unknown_setting_stops_the_start_and_is_named() -> Result<()> {
     let world = World::new().await?;
     let directory = world.path("");
     let file = world.path("wrong.toml");
-    std::fs::write(&file, "[server]\nlisten = \"127.0.0.1:0\"\nlissten = \"typo\"\n")?;
+    std::fs::write(
+        &file,
+        "[server]\nlisten = \"127.0.0.1:0\"\nlissten = \"typo\"\n",
+    )?;
     let path = file.display().to_string();
     let (status, text) = run(&["serve", "--config", &path], &BTreeMap::new(), &directory).await?;
     ensure!(!status.success() && text.contains("lissten"), "{text}");
     let wrong = BTreeMap::from([("SELFSAME__SERVER__LISSTEN".to_owned(), "x".to_owned())]);
     let (status, text) = run(&["serve"], &wrong, &directory).await?;
-    ensure!(!status.success() && text.to_lowercase().contains("lissten"), "{text}");
+    ensure!(
+        !status.success() && text.to_lowercase().contains("lissten"),
+        "{text}"
+    );
     let wrong = BTreeMap::from([("SELFSAME_FAIL".to_owned(), "nowhere".to_owned())]);
     let (status, text) = run(&["serve"], &wrong, &directory).await?;
     ensure!(!status.success() && text.contains("nowhere"), "{text}");
@@ -109,9 +136,14 @@ async fn the_first_signal_drains() -> Result<()> {
     let status = first.ended().await?;
     ensure!(status.success(), "{status}");
     let second = world.server().await?;
-    let events = settled(&second, &session).await.with_context(|| second.log())?;
+    let events = settled(&second, &session)
+        .await
+        .with_context(|| second.log())?;
     ensure!(count(&events, "agent.message") == 1);
-    ensure!(count(&events, "session.error") == 0, "a drain is no failure");
+    ensure!(
+        count(&events, "session.error") == 0,
+        "a drain is no failure"
+    );
     Ok(())
 }
 

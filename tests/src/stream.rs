@@ -72,7 +72,10 @@ impl Stream {
     }
 
     pub fn events(&self) -> Vec<Value> {
-        self.records().into_iter().map(|record| record.event).collect()
+        self.records()
+            .into_iter()
+            .map(|record| record.event)
+            .collect()
     }
 
     /// Waits for the first record that fits.
@@ -86,7 +89,10 @@ impl Stream {
                     return Ok(record.clone());
                 }
                 if seen.ended {
-                    bail!("the stream ended without {what}: {:?}", shape(&self.events()));
+                    bail!(
+                        "the stream ended without {what}: {:?}",
+                        shape(&self.events())
+                    );
                 }
             }
             if timeout_at(deadline, changes.changed()).await.is_err() {
@@ -120,8 +126,13 @@ impl Stream {
 fn parse(block: &str) -> Option<Record> {
     let field = |name: &str| {
         let mut lines = block.lines().filter_map(|line| line.strip_prefix(name));
-        lines.next().map(|rest| rest.trim_start_matches(' ').to_owned())
+        lines
+            .next()
+            .map(|rest| rest.trim_start_matches(' ').to_owned())
     };
     let event = serde_json::from_str(&field("data:")?).ok()?;
-    Some(Record { position: field("id:"), event })
+    Some(Record {
+        position: field("id:"),
+        event,
+    })
 }

@@ -128,7 +128,10 @@ impl Server {
     pub async fn launch(environment: &BTreeMap<String, String>, directory: &Path) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port().await?);
         let internal = format!("127.0.0.1:{}", free_port().await?);
-        let log = directory.join(format!("serve-{}.log", listen.rsplit(':').next().unwrap_or("")));
+        let log = directory.join(format!(
+            "serve-{}.log",
+            listen.rsplit(':').next().unwrap_or("")
+        ));
         let output = File::create(&log)?;
         let child = Command::new(binary()?)
             .arg("serve")
@@ -144,7 +147,12 @@ impl Server {
             .spawn()
             .context("the server does not start")?;
         let url = format!("http://{listen}");
-        Ok(Self { child, url, log, listen })
+        Ok(Self {
+            child,
+            url,
+            log,
+            listen,
+        })
     }
 
     async fn ready(&mut self) -> Result<()> {
@@ -188,7 +196,10 @@ impl Server {
 
     pub async fn signal(&self, name: &str) -> Result<()> {
         let id = self.child.id().context("the server has ended")?.to_string();
-        let status = Command::new("kill").args(["-s", name, &id]).status().await?;
+        let status = Command::new("kill")
+            .args(["-s", name, &id])
+            .status()
+            .await?;
         ensure!(status.success(), "kill -s {name} {id}: {status}");
         Ok(())
     }
@@ -217,13 +228,18 @@ pub async fn run(
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = timeout(DEADLINE, output).await.context("it does not end")??;
+    let output = timeout(DEADLINE, output)
+        .await
+        .context("it does not end")??;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     Ok((output.status, text))
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test's settings come from its environment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test's settings come from its environment"
+)]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -234,8 +250,16 @@ fn binary() -> Result<PathBuf> {
     }
     // target/<profile>/deps/selfsame-<hash> is this program.
     let own = std::env::current_exe()?;
-    let path = own.ancestors().nth(2).context("no target directory")?.join("selfsame");
-    ensure!(path.exists(), "{} is missing: cargo build --workspace --bins", path.display());
+    let path = own
+        .ancestors()
+        .nth(2)
+        .context("no target directory")?
+        .join("selfsame");
+    ensure!(
+        path.exists(),
+        "{} is missing: cargo build --workspace --bins",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -254,12 +278,16 @@ impl Database {
     async fn create() -> Result<Self> {
         let server = variable("DATABASE_URL")
             .context("DATABASE_URL must name a PostgreSQL where tests may create databases")?;
-        let name = format!("test_{}", uuid::Uuid::new_v4().simple());
+        let name = format!("test_{}", uuid::Uuid::now_v7().simple());
         psql(&server, &format!("CREATE DATABASE {name}")).await?;
         // postgres://user@host/database?options
-        let (base, options) = server.split_once('?').map_or((server.as_str(), ""), |(b, o)| (b, o));
+        let (base, options) = server
+            .split_once('?')
+            .map_or((server.as_str(), ""), |(b, o)| (b, o));
         let scheme = base.find("://").map_or(0, |at| at + 3);
-        let base = base[scheme..].find('/').map_or(base, |at| &base[..scheme + at]);
+        let base = base[scheme..]
+            .find('/')
+            .map_or(base, |at| &base[..scheme + at]);
         let mark = if options.is_empty() { "" } else { "?" };
         let url = format!("{base}/{name}{mark}{options}");
         Ok(Self { server, name, url })
@@ -279,9 +307,25 @@ impl Drop for Database {
 }
 
 async fn psql(server: &str, statement: &str) -> Result<()> {
-    let arguments = ["-qX", "-v", "ON_ERROR_STOP=1", "-d", server, "-c", statement];
-    let output = Command::new(psql_program()).args(arguments).output().await.context("psql")?;
-    ensure!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
+    let arguments = [
+        "-qX",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-d",
+        server,
+        "-c",
+        statement,
+    ];
+    let output = Command::new(psql_program())
+        .args(arguments)
+        .output()
+        .await
+        .context("psql")?;
+    ensure!(
+        output.status.success(),
+        "{statement}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 
@@ -293,7 +337,10 @@ fn psql_program() -> PathBuf {
         .find(|program| program.exists())
         .or_else(|| {
             let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-            let mut found: Vec<_> = versions.flatten().map(|v| v.path().join("bin/psql")).collect();
+            let mut found: Vec<_> = versions
+                .flatten()
+                .map(|v| v.path().join("bin/psql"))
+                .collect();
             found.sort();
             found.pop()
         })
