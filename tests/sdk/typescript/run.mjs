@@ -69,9 +69,7 @@ async function start() {
     env: environment,
     encoding: 'utf8',
   });
-  const [key] = made.match(/\b(sk-|selfsame_)[A-Za-z0-9_-]{20,}/) ?? [];
-  if (!key) throw new Error(`\`selfsame keys create\` printed no key: ${made}`);
-  Object.assign(process.env, { SELFSAME_URL: url, SELFSAME_KEY: key, SELFSAME_MOCK_URL: mock });
+  Object.assign(process.env, { SELFSAME_URL: url, SELFSAME_KEY: made.trim(), SELFSAME_MOCK_URL: mock });
   return directory;
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -90,6 +89,7 @@ def start() -> Server:
     directory.chmod(0o755)
     port, mock_port = free_port(), free_port()
     url, mock_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mock_port}"
+    mock_url = os.environ.get("SELFSAME_MOCK_URL") or mock_url
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC_")},
         "SELFSAME__SERVER__LISTEN": f"127.0.0.1:{port}",
@@ -110,7 +110,8 @@ def start() -> Server:
         server.processes.append(process)
 
     try:
-        run("mock", "mock", "--listen", f"127.0.0.1:{mock_port}")
+        if not os.environ.get("SELFSAME_MOCK_URL"):
+            run("mock", "mock", "--listen", f"127.0.0.1:{mock_port}")
         wait_ready(f"{mock_url}/_mock/gates", server, directory / "mock.log")
         run("serve", "serve")
         wait_ready(f"{url}/readyz", server, directory / "serve.log")
@@ -124,7 +125,7 @@ def start() -> Server:
                 capture_output=True,
                 text=True,
             )
-            return find_key(made.stdout)
+            return made.stdout.strip()
 
         server.key = key("default", "standard")
         server.read_only_key = key("default", "read_only")
@@ -133,13 +134,6 @@ def start() -> Server:
         server.stop()
         raise
     return server
-
-
-def find_key(output: str) -> str:
-    found = re.search(r"\b(sk-[A-Za-z0-9_-]{20,}|selfsame_[A-Za-z0-9_-]{20,})", output)
-    if not found:
-        raise RuntimeError(f"`selfsame keys create` printed no key: {output!r}")
-    return found.group(0)
 
 
 def wait_ready(url: str, server: Server, log: Path) -> None:
