@@ -1,6 +1,9 @@
 //! An event stream as the wire has it, read in the background.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
@@ -16,6 +19,8 @@ use crate::{client::shape, world::DEADLINE};
 /// One event: the `id:` line and the data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
+    /// When the last byte of it came, since the epoch.
+    pub received: Duration,
     pub position: Option<String>,
     pub event: Value,
 }
@@ -131,7 +136,11 @@ fn parse(block: &str) -> Option<Record> {
             .map(|rest| rest.trim_start_matches(' ').to_owned())
     };
     let event = serde_json::from_str(&field("data:")?).ok()?;
+    let received = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Some(Record {
+        received,
         position: field("id:"),
         event,
     })

@@ -240,7 +240,7 @@ pub async fn run(
     clippy::disallowed_methods,
     reason = "a test's settings come from its environment"
 )]
-fn variable(name: &str) -> Option<String> {
+pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -330,7 +330,7 @@ async fn psql(server: &str, statement: &str) -> Result<()> {
 }
 
 /// From PATH, else from where Debian puts it.
-fn psql_program() -> PathBuf {
+pub fn psql_program() -> PathBuf {
     let path = variable("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).map(|place| place.join("psql"));
     places
