@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::http::HeaderValue;
 use rand::RngExt as _;
-use selfsame_store::{Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
+use selfsame_engine::Engine;
+use selfsame_store::{Actor, Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
 use selfsame_types::{KeyId, OrganizationId, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -17,6 +18,7 @@ pub struct App {
     pub config: Config,
     pub store: Store,
     pub deployment: Deployment,
+    pub engine: Engine,
     /// Cancelled when the server drains: long-lived responses end themselves then.
     pub shutdown: CancellationToken,
     pub(crate) keys: KeyCache,
@@ -31,6 +33,7 @@ impl App {
         config: Config,
         store: Store,
         deployment: Deployment,
+        engine: Engine,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let organization_header = HeaderValue::try_from(deployment.organization.0.to_string())
@@ -41,6 +44,7 @@ impl App {
             config,
             store,
             deployment,
+            engine,
             shutdown,
             organization_header,
         })
@@ -54,6 +58,17 @@ pub struct Principal {
     pub key: KeyId,
     pub kind: KeyKind,
     pub scope: Scope,
+}
+
+impl Principal {
+    /// Who a change is recorded under.
+    #[must_use]
+    pub fn actor(&self, request: &Arc<str>) -> Actor {
+        Actor {
+            key: Some(self.key),
+            request: Some(request.to_string()),
+        }
+    }
 }
 
 /// A random token: 43 base62 characters are 256 bits.

@@ -51,7 +51,21 @@ async fn serve_with(
     let address = listener.local_addr()?;
     greet(address, first_key.as_ref());
     let drain = Duration::from_secs(config.server.drain_seconds);
-    let app = App::new(config, database.store.clone(), deployment, shutdown.clone());
+    let internal_url = config
+        .server
+        .internal_url
+        .clone()
+        .unwrap_or_else(|| format!("http://{address}"));
+    let engine =
+        crate::assembly::engine(&config, database.store.clone(), &deployment, internal_url).await?;
+    engine.start().await.context("cannot start the engine")?;
+    let app = App::new(
+        config,
+        database.store.clone(),
+        deployment,
+        engine.clone(),
+        shutdown.clone(),
+    );
     announce(address, &app.deployment);
 
     let upkeep = tokio::spawn(metrics::upkeep());
@@ -66,7 +80,17 @@ async fn serve_with(
             limits.shrink();
         }
     });
+    let draining = {
+        let (engine, shutdown) = (engine.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            engine.drain().await;
+        })
+    };
     listen::serve(listener, router(app), shutdown, drain).await;
+    if let Err(error) = draining.await {
+        tracing::error!(%error, "the engine's drain failed");
+    }
     upkeep.abort();
     shrink.abort();
     tracing::info!("stopped");
