@@ -17,8 +17,9 @@ use crate::{auth::KeyCache, config::Config, limits::Limits};
 pub struct App {
     pub config: Config,
     pub store: Store,
-    pub deployment: Deployment,
+    /// What is done to sessions. Plain lists and reads go to the store.
     pub engine: Engine,
+    pub deployment: Deployment,
     /// Cancelled when the server drains: long-lived responses end themselves then.
     pub shutdown: CancellationToken,
     pub(crate) keys: KeyCache,
@@ -32,8 +33,8 @@ impl App {
     pub fn new(
         config: Config,
         store: Store,
-        deployment: Deployment,
         engine: Engine,
+        deployment: Deployment,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let organization_header = HeaderValue::try_from(deployment.organization.0.to_string())
@@ -43,8 +44,8 @@ impl App {
             limits: Limits::from_config(&config.limits),
             config,
             store,
-            deployment,
             engine,
+            deployment,
             shutdown,
             organization_header,
         })
@@ -64,10 +65,7 @@ impl Principal {
     /// Who a change is recorded under.
     #[must_use]
     pub fn actor(&self, request: &Arc<str>) -> Actor {
-        Actor {
-            key: Some(self.key),
-            request: Some(request.to_string()),
-        }
+        Actor { key: Some(self.key), request: Some(request.to_string()) }
     }
 }
 
