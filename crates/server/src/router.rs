@@ -12,13 +12,24 @@ use crate::{
     app::App,
     error::Error,
     extract::json_response,
-    handlers::{models, operations},
+    handlers::{agents, environments, models, operations},
     middleware, openapi,
 };
 
 /// The API proper: what official clients call. Each route is behind the authentication.
 fn api() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::Api::openapi())
+        .routes(routes!(agents::create, agents::list))
+        .routes(routes!(agents::get, agents::update))
+        .routes(routes!(agents::archive))
+        .routes(routes!(agents::versions))
+        .routes(routes!(environments::create, environments::list))
+        .routes(routes!(
+            environments::get,
+            environments::update,
+            environments::delete
+        ))
+        .routes(routes!(environments::archive))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }

@@ -486,18 +486,35 @@ impl CreateAgent {
 }
 
 impl UpdateAgent {
-    /// The version the client believes to be current, checked.
-    pub fn expected_version(&self) -> Result<Option<i64>, ApiError> {
+    /// What the agent's next version is to be, when `agent` is its latest. Equal to the present
+    /// configuration when nothing changes effectively.
+    pub fn change(self, agent: &Agent) -> Result<AgentConfig, ApiError> {
         match self.version {
-            Some(version) if version < 1 => Err(ApiError::invalid(
-                "version: must be 1 or greater, or left out to update unconditionally",
-            )),
-            version => Ok(version),
+            Some(version) if version < 1 => {
+                return Err(ApiError::invalid(
+                    "version: must be 1 or greater, or left out to update unconditionally",
+                ));
+            }
+            // Also when nothing would change: the client works from something outdated.
+            Some(version) if version != i64::from(agent.version) => {
+                return Err(ApiError::conflict(format!(
+                    "version: agent `{}` is at version {}, not {version}; read it and apply the \
+                     change again",
+                    agent.id, agent.version
+                )));
+            }
+            _ => {}
         }
+        if agent.archived_at.is_some() {
+            return Err(ApiError::invalid(format!(
+                "agent `{}` is archived and can no longer be changed",
+                agent.id
+            )));
+        }
+        self.apply(&agent.config)
     }
 
-    /// What the agent becomes. Equal to `current` when nothing changes effectively.
-    pub fn apply(self, current: &AgentConfig) -> Result<AgentConfig, ApiError> {
+    fn apply(self, current: &AgentConfig) -> Result<AgentConfig, ApiError> {
         let mut config = current.clone();
         let spec = &mut config.spec;
         match self.name {

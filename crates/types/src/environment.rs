@@ -280,6 +280,19 @@ pub struct EnvironmentSpec {
     pub metadata: Metadata,
 }
 
+impl Environment {
+    /// The part of it that requests decide.
+    #[must_use]
+    pub fn spec(&self) -> EnvironmentSpec {
+        EnvironmentSpec {
+            name: self.name.clone(),
+            description: self.description.clone(),
+            config: self.config.clone(),
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
 impl CreateEnvironment {
     /// Checks everything and fills in defaults.
     pub fn resolve(self) -> Result<EnvironmentSpec, ApiError> {
@@ -311,8 +324,19 @@ impl CreateEnvironment {
 }
 
 impl UpdateEnvironment {
-    /// What the environment becomes. Equal to `current` when nothing changes effectively.
-    pub fn apply(self, current: EnvironmentSpec) -> Result<EnvironmentSpec, ApiError> {
+    /// What the environment becomes. Equal to its present spec when nothing changes effectively.
+    pub fn change(self, environment: &Environment) -> Result<EnvironmentSpec, ApiError> {
+        if environment.archived_at.is_some() {
+            return Err(ApiError::invalid(format!(
+                "environment `{}` is archived and can no longer be changed",
+                environment.id
+            ))
+            .with_code("environment_archived"));
+        }
+        self.apply(environment.spec())
+    }
+
+    fn apply(self, current: EnvironmentSpec) -> Result<EnvironmentSpec, ApiError> {
         check_scope(self.scope)?;
         let name = self.name.unwrap_or(current.name);
         check::text("name", &name, NAME)?;

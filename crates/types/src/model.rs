@@ -1,4 +1,4 @@
-//! Which model an agent uses, and how. (The list of models is in [`crate::model_info`].)
+//! Which model an agent uses, and how.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -9,6 +9,20 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
+    /// Later than anything that happens.
+    pub const LATEST: Self = Self(jiff::Timestamp::MAX);
+
+    /// The same, or the nearest time that Postgres can hold: it knows no year before -4712.
+    #[must_use]
+    pub fn storable(self) -> Self {
+        const YEAR_1: i64 = -62_135_596_800_000_000;
+        if self.as_micros() < YEAR_1 {
+            Self::from_micros(YEAR_1)
+        } else {
+            Self::new(self.0)
+        }
+    }
+
     /// Cuts to microseconds.
     #[must_use]
     pub fn new(at: jiff::Timestamp) -> Self {
