@@ -186,8 +186,9 @@ impl ProcessBackend {
             while alive(&process) && Instant::now() < deadline {
                 sleep(POLL).await;
             }
+            let _ = pidfd_send_signal(&fd, Signal::KILL);
         }
-        // What the hands left, or could not end because they were killed; and they themselves.
+        // What the hands left, or could not end because they were killed.
         let prey = Prey {
             group: None,
             marker: Some(marker(directory)),

@@ -4,17 +4,17 @@
 //! numbers that commands use:
 //!
 //! ```text
-//! control  hands ─► bash   "<number> <call id>\n": run what is in the command file
+//! control  hands ─► bash   "<call id>\n": run what is in the command file
 //! command  hands ─► bash   a memory file with the command and a NUL; seekable, so that bash reads
 //!                          it in blocks and not byte by byte as it must from a pipe
 //! output   bash ─► hands   standard output and error of the commands
-//! status   bash ─► hands   "<number> <exit status>\n": it is done
+//! status   bash ─► hands   "<call id> <exit status>\n": it is done
 //! ```
 //!
 //! While a command runs, all four are closed for it. So nothing that it prints can look like its
 //! end, unfinished quotes and here-documents are `eval`'s syntax errors, and `exit` and `exec` end
-//! the shell, which is seen by its exit status. The number keeps a forged or late status from
-//! ending a later command.
+//! the shell, which is seen by its exit status. A command that writes to the status pipe all the same
+//! (through `/proc`) can end itself early, but no later one, whose id it does not know.
 
 use std::{
     fs::File,
@@ -73,12 +73,13 @@ pub(super) struct Shell {
     pid: Pid,
     marker: String,
     exit: watch::Receiver<Option<Exit>>,
-    control: pipe::Sender,
+    control: OwnedFd,
     command: File,
     status: pipe::Receiver,
     /// What came over `status` and is not a whole line yet.
     status_line: Vec<u8>,
-    number: u64,
+    /// The call whose command runs, or ran last.
+    call: Uuid,
     output: Output,
 }
 
@@ -108,12 +109,13 @@ impl Shell {
         // Everything that is not the command itself is silent, `set -x` included. `builtin` keeps
         // functions of the same names out.
         let script = format!(
-            "while IFS=' ' builtin read -r -u {control} _hands_number _hands_call; do \
+            "while IFS= builtin read -r -u {control} _hands_call; do \
+               builtin export HANDS_CALL=\"$_hands_call\"; \
                IFS= builtin read -r -d '' -u {file} _hands_command; \
-               HANDS_CALL=$_hands_call builtin eval \"$_hands_command\" \
+               builtin eval \"$_hands_command\" \
                  </dev/null >&{output} 2>&{output} \
                  {control}<&- {file}<&- {output}>&- {status}>&-; \
-               builtin printf '%s %s\\n' \"$_hands_number\" \"$?\" >&{status}; \
+               builtin printf '%s %s\\n' \"$_hands_call\" \"$?\" >&{status}; \
              done"
         );
         let started = ["/bin/bash", "bash"].into_iter().find_map(|bash| {
@@ -123,6 +125,7 @@ impl Shell {
                 .current_dir(directory)
                 .env_clear()
                 .envs(environment())
+                .env("HANDS_CALL", "")
                 .env("HANDS_SHELL", marker.trim_start_matches("HANDS_SHELL="))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -138,11 +141,11 @@ impl Shell {
             pid: started.pid,
             marker,
             exit: started.exit,
-            control: pipe::Sender::from_owned_fd(control_write)?,
+            control: control_write,
             command: command.into(),
             status: pipe::Receiver::from_owned_fd(status_read)?,
             status_line: Vec::new(),
-            number: 0,
+            call: Uuid::nil(),
             output: Output::Here(pipe::Receiver::from_owned_fd(output_read)?),
         })
     }
@@ -164,15 +167,20 @@ impl Shell {
     ) -> io::Result<End> {
         let (output, between) = self.take_output().await?;
         capture.push(&between).await;
-        self.number += 1;
+        self.call = call;
+        // Nobody has said anything yet: what is there is forged or late.
+        while self.read_status() && !self.status_line.is_empty() {
+            self.status_line.clear();
+        }
         self.command.set_len(0)?;
         self.command.write_all_at(command.as_bytes(), 0)?;
         self.command.write_all_at(b"\0", command.len() as u64)?;
         // The position is shared with the shell, which reads on from it.
         rustix::fs::seek(&self.command, rustix::fs::SeekFrom::Start(0))?;
-        let order = format!("{} {call}\n", self.number);
-        // Fits an empty pipe. When the shell has just died, its exit is what is seen next.
-        let _ = self.control.try_write(order.as_bytes());
+        let order = format!("{call}\n");
+        // Never blocks: the pipe is empty, because the shell has taken every order before this one.
+        // When it has just died, its exit is what is seen next.
+        let _ = rustix::io::write(&self.control, order.as_bytes());
 
         let end = self.wait(&output, limit, cancel, capture).await;
         match end {
@@ -256,8 +264,9 @@ impl Shell {
         let mut found = None;
         while let Some(end) = self.status_line.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.status_line.drain(..=end).collect();
-            if let Some((number, status)) = text(&line).trim_end().split_once(' ')
-                && number.parse() == Ok(self.number)
+            if let Some((call, status)) = text(&line).trim_end().split_once(' ')
+                // A command may clear all variables, this one included.
+                && (call.is_empty() || call.parse() == Ok(self.call))
             {
                 found = status.parse().ok();
             }
