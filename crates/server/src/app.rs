@@ -65,7 +65,10 @@ impl Principal {
     /// Who a change is recorded under.
     #[must_use]
     pub fn actor(&self, request: &Arc<str>) -> Actor {
-        Actor { key: Some(self.key), request: Some(request.to_string()) }
+        Actor {
+            key: Some(self.key),
+            request: Some(request.to_string()),
+        }
     }
 }
 
