@@ -139,7 +139,11 @@ CREATE TABLE session_state (
     -- The owner let go in the middle of something: what was in flight may have happened.
     unclean boolean NOT NULL DEFAULT false,
     -- There is work to do from this time on; null while the session waits for a client.
-    wake_at timestamptz
+    wake_at timestamptz,
+    -- Where the log stood before a client's latest input, and when that was: a stream opened shortly
+    -- afterwards begins there, because clients post first and listen second.
+    accepted_seq bigint,
+    accepted_at timestamptz
 ) WITH (fillfactor = 60);
 CREATE INDEX session_state_wake_idx ON session_state (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX session_state_status_idx ON session_state (workspace_id, status)
@@ -178,7 +182,7 @@ CREATE TABLE events (
     PRIMARY KEY (session_id, seq)
 );
 CREATE INDEX events_type_idx ON events (session_id, type, seq);
-CREATE INDEX events_time_idx ON events (session_id, processed_at);
+CREATE INDEX events_time_idx ON events (session_id, processed_at, seq);
 CREATE INDEX events_session_view_idx ON events (session_id, seq) WHERE on_session;
 CREATE INDEX events_thread_idx ON events (session_id, thread_id, seq);
 

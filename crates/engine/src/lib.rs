@@ -1,1 +1,270 @@
-//! engine
+//! What a session does: state machine, runner, transcript, streams, sandboxes, and the loops that keep
+//! all of it going.
+//!
+//! ```text
+//! server ──▶ Engine (sessions.rs: create, send, archive, delete, update; streams.rs: subscribe)
+//!               │ decide: machine/ (pure)            store::append (one transaction)
+//!               ▼
+//!            Runner (one per session this server drives) ── ask.rs ──▶ model
+//!               │                                        └─ sandboxes.rs ──▶ hands
+//!               ▼
+//!            Hub (live streams)   Notifier (hints to other servers)   loops.rs (claims, reaping)
+//! ```
+
+mod ask;
+mod change;
+pub mod fail;
+mod hub;
+mod loops;
+pub mod machine;
+mod notifier;
+mod prompt;
+mod runner;
+mod sandboxes;
+mod sessions;
+mod transcript;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use selfsame_model::{Models, Provider, retry::Backoff};
+use selfsame_sandbox::Backend;
+use selfsame_store::{Row, Store};
+use selfsame_types::{ServerId, SessionId};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use change::View;
+pub use hub::{Item, Preview, PreviewKind, Subscription};
+pub use machine::Status;
+pub use sandboxes::SandboxConfig;
+pub use sessions::{NewSessionRequest, SessionEdit, Watch};
+
+use crate::{
+    hub::Hub,
+    notifier::Notifier,
+    runner::{Runner, Start, Stopped},
+    sandboxes::Sandboxes,
+};
+
+/// How the engine behaves.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// A server whose heartbeat is older has lost its sessions.
+    pub lease_ttl: Duration,
+    /// Sessions driven at once by this server.
+    pub max_runners: usize,
+    /// Time that a drain gives to what is in flight.
+    pub drain: Duration,
+    pub backoff: Backoff,
+    /// Name of the model route, for the ledger.
+    pub route: String,
+    /// Where other servers reach this one's internal endpoints.
+    pub internal_url: String,
+    /// How long a connected sandbox is kept after its session has gone idle.
+    pub keep_connected: Duration,
+    pub sandbox: SandboxConfig,
+}
+
+/// Everything that drives sessions on this server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub server: ServerId,
+    pub store: Store,
+    pub config: EngineConfig,
+    pub provider: Arc<dyn Provider>,
+    pub models: Models,
+    pub hub: Hub,
+    pub notifier: Notifier,
+    pub sandboxes: Sandboxes,
+    /// Runners by session: whom to poke.
+    runners: Mutex<HashMap<SessionId, Arc<Notify>>>,
+    /// Wakes the claim loop.
+    pub claims: Notify,
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+impl Engine {
+    /// Puts the parts together. Nothing runs before [`Engine::start`].
+    #[must_use]
+    pub fn new(
+        store: Store,
+        provider: Arc<dyn Provider>,
+        models: Models,
+        backend: Arc<dyn Backend>,
+        config: EngineConfig,
+    ) -> Self {
+        let server = ServerId::new();
+        Self {
+            inner: Arc::new(Inner {
+                server,
+                hub: Hub::default(),
+                notifier: Notifier::new(store.clone(), server),
+                sandboxes: Sandboxes::new(backend, store.clone(), server, config.sandbox.clone()),
+                runners: Mutex::default(),
+                claims: Notify::new(),
+                tasks: TaskTracker::new(),
+                shutdown: CancellationToken::new(),
+                store,
+                config,
+                provider,
+                models,
+            }),
+        }
+    }
+
+    #[must_use]
+    pub fn server_id(&self) -> ServerId {
+        self.inner.server
+    }
+
+    /// Models that sessions may use.
+    #[must_use]
+    pub fn models(&self) -> &Models {
+        &self.inner.models
+    }
+
+    /// Says hello to the other servers and starts the background loops.
+    ///
+    /// # Errors
+    /// When the database does not take the first heartbeat.
+    pub async fn start(&self) -> Result<(), selfsame_store::StoreError> {
+        loops::start(&self.inner).await
+    }
+
+    /// Stops claiming, lets what is in flight come to its end within the set time, hands the rest over.
+    pub async fn drain(&self) {
+        self.inner.shutdown.cancel();
+        self.inner.tasks.close();
+        // Twice the time: a hand-over itself needs the database.
+        let limit = self.inner.config.drain * 2 + Duration::from_secs(5);
+        if tokio::time::timeout(limit, self.inner.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some sessions could not be handed over in time; their leases run out");
+        }
+        self.inner.notifier.flush().await;
+        if let Err(error) = self.inner.store.server_leave(self.inner.server).await {
+            tracing::warn!(%error, "cannot remove this server's row");
+        }
+    }
+}
+
+impl Inner {
+    /// Tells local streams and other servers of rows that were just committed.
+    pub(crate) fn published(&self, session: SessionId, rows: &[Row]) {
+        self.hub.publish(session, rows);
+        if let Some(last) = rows.last() {
+            self.notifier.appended(session, last.seq);
+        }
+    }
+
+    /// Whether another session may be driven here.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.shutdown.is_cancelled()
+            && self
+                .runners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
+                < self.config.max_runners
+    }
+
+    /// Something was appended to a session: its runner looks again, if it is here.
+    pub(crate) fn poke(&self, session: SessionId) -> bool {
+        let runners = self.runners.lock().unwrap_or_else(PoisonError::into_inner);
+        match runners.get(&session) {
+            Some(poke) => {
+                poke.notify_one();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Drives a session whose lease this server has just taken.
+    pub(crate) fn drive(self: &Arc<Self>, start: Start) {
+        let session = start.session;
+        let epoch = start.epoch;
+        let poke = Arc::new(Notify::new());
+        self.runners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(session, Arc::clone(&poke));
+        metrics::gauge!("selfsame_running_sessions").increment(1.0);
+        let inner = Arc::clone(self);
+        let runner = Runner::new(Arc::clone(self), start, Arc::clone(&poke));
+        self.tasks.spawn(async move {
+            let ended = runner.run().await;
+            {
+                let mut runners = inner.runners.lock().unwrap_or_else(PoisonError::into_inner);
+                // A later turn's runner may stand there already.
+                if runners
+                    .get(&session)
+                    .is_some_and(|other| Arc::ptr_eq(other, &poke))
+                {
+                    runners.remove(&session);
+                }
+            }
+            metrics::gauge!("selfsame_running_sessions").decrement(1.0);
+            match ended {
+                Ok(()) => inner.idle(session),
+                Err(Stopped::LeaseLost | Stopped::Gone) => {
+                    tracing::info!(%session, "let go of a session that is another's now");
+                    inner.sandboxes.disconnect(session);
+                }
+                Err(error) => {
+                    tracing::error!(%session, error = &error as &dyn std::error::Error,
+                        "a session's runner failed");
+                    inner.give_up(session, epoch).await;
+                }
+            }
+        });
+    }
+
+    /// Keeps the sandbox connected for a while: the next turn is likely soon.
+    fn idle(self: &Arc<Self>, session: SessionId) {
+        let inner = Arc::clone(self);
+        let keep = self.config.keep_connected;
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(keep) => {}
+                () = inner.shutdown.cancelled() => {}
+            }
+            let driven = inner
+                .runners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(&session);
+            if !driven {
+                inner.sandboxes.disconnect(session);
+            }
+        });
+    }
+
+    /// Releases a lease that this server holds and cannot use, however long the database is away.
+    async fn give_up(&self, session: SessionId, epoch: i64) {
+        while let Err(error) = self
+            .store
+            .session_release(session, self.server, epoch, true)
+            .await
+        {
+            tracing::warn!(%session, %error, "cannot release a lease yet");
+            tokio::select! {
+                () = tokio::time::sleep(self.config.lease_ttl) => {}
+                () = self.shutdown.cancelled() => return,
+            }
+        }
+        self.claims.notify_one();
+    }
+}

@@ -14,10 +14,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 /// Longest environment looked at, in bytes.
 const MAX_ENVIRON: u64 = 4 << 20;
 
-/// Which processes are meant: those that match any of the three.
+/// Which processes are meant: those that match any of the two.
 #[derive(Debug, Clone, Default)]
 pub struct Prey {
-    /// Members of this process group, and descendants of the process of the same number.
+    /// Members of this process group, and descendants of the process of the same number; of these
+    /// not the ones that carry the marker's name with another value, for they belong elsewhere.
     pub group: Option<Pid>,
     /// `NAME=value` in the environment they were started with.
     pub marker: Option<String>,
@@ -70,6 +71,10 @@ impl Prey {
                 stats.insert(pid, stat);
             }
         }
+        let tags: HashMap<i32, Tag> = match &self.marker {
+            Some(marker) => stats.keys().map(|pid| (*pid, tag(*pid, marker))).collect(),
+            None => HashMap::new(),
+        };
         let mut meant: HashSet<i32> = HashSet::new();
         if let Some(group) = self.group {
             let root = group.as_raw_nonzero().get();
@@ -83,20 +88,18 @@ impl Prey {
             let mut queue = vec![root];
             while let Some(parent) = queue.pop() {
                 for &child in children.get(&parent).into_iter().flatten() {
-                    meant.insert(child);
-                    queue.push(child);
+                    if tags.get(&child) != Some(&Tag::Other) {
+                        meant.insert(child);
+                        queue.push(child);
+                    }
                 }
             }
         }
-        if let Some(marker) = &self.marker {
-            meant.extend(
-                stats
-                    .keys()
-                    .filter(|pid| has_marker(**pid, marker.as_bytes()))
-                    .copied()
-                    .collect::<Vec<_>>(),
-            );
-        }
+        meant.extend(
+            tags.iter()
+                .filter(|(_, tag)| **tag == Tag::Same)
+                .map(|(pid, _)| *pid),
+        );
         meant
             .into_iter()
             .filter_map(|pid| Some((Pid::from_raw(pid)?, stats.get(&pid)?.started)))
@@ -109,17 +112,36 @@ fn same(pid: Pid, started: u64) -> bool {
     Stat::read(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.started == started)
 }
 
-fn has_marker(pid: i32, marker: &[u8]) -> bool {
+/// What a process's environment says about the marker's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    None,
+    Same,
+    Other,
+}
+
+fn tag(pid: i32, marker: &str) -> Tag {
     let mut environ = Vec::new();
     let Ok(file) = fs::File::open(format!("/proc/{pid}/environ")) else {
-        return false;
+        return Tag::None;
     };
     if file.take(MAX_ENVIRON).read_to_end(&mut environ).is_err() {
-        return false;
+        return Tag::None;
     }
-    environ
+    let marker = marker.as_bytes();
+    let name = marker
+        .iter()
+        .position(|byte| *byte == b'=')
+        .map_or(marker.len(), |at| at + 1);
+    let mut values = environ
         .split(|byte| *byte == 0)
-        .any(|entry| entry == marker)
+        .filter(|entry| entry.starts_with(&marker[..name]));
+    match values.next() {
+        Some(entry) if entry == marker => Tag::Same,
+        // Without a value it says nothing.
+        Some(entry) if entry.len() > name => Tag::Other,
+        _ => Tag::None,
+    }
 }
 
 /// The part of `/proc/<pid>/stat` that is of use here.

@@ -1,10 +1,14 @@
 //! Sandboxes: where they run ([`Backend`]) and how the server talks to the hands inside.
 
 mod backend;
+mod docker;
 mod error;
+mod process;
 mod sandbox;
 
 pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
+pub use docker::{DiskLimit, DockerBackend, DockerOptions, Limits};
 pub use error::SandboxError;
+pub use process::ProcessBackend;
 pub use sandbox::Sandbox;
 pub use selfsame_hands::{Call, CallResult, Content, Key};

@@ -131,6 +131,12 @@ impl Sandbox {
         self.control(&Request::Cancel { id }).await
     }
 
+    /// Whether the stream is lost already.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.inner.closed.borrow()
+    }
+
     /// Resolves when the stream is lost, at once if it already is.
     pub async fn closed(&self) {
         let mut closed = self.inner.closed.clone();

@@ -5,14 +5,19 @@
 
 pub mod app;
 mod auth;
+pub mod bootstrap;
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod extract;
 pub mod handlers;
 mod limits;
+pub mod listen;
+pub mod logging;
 pub mod metrics;
 pub mod middleware;
 mod openapi;
+pub mod postgres;
 pub mod router;
 #[cfg(test)]
 pub mod testing;

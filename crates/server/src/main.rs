@@ -1,3 +1,16 @@
-fn main() {
-    print!("{}", selfsame_server::router::document());
+//! The `selfsame` program.
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    match selfsame_server::cli::main() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            // For a person: causes in one line, no backtrace.
+            eprintln!("selfsame: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
 }

@@ -27,7 +27,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn corrupt(
+    /// For `map_err` at the place where a stored JSON text is read.
+    pub fn corrupt(
         table: &'static str,
         column: &'static str,
         row: impl std::fmt::Display,

@@ -7,12 +7,30 @@
 mod agents;
 mod environments;
 mod error;
+mod events;
 mod keys;
+mod leases;
+mod log;
+mod notify;
+mod sandboxes;
+mod sessions;
 
 pub use agents::AgentFilter;
 pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
+pub use events::{EventCursor, EventPage, EventQuery};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
+pub use leases::Claimed;
+pub use log::{
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row,
+    ThreadChange,
+};
+pub use notify::Listener;
+pub use sandboxes::SandboxRecord;
+pub use sessions::{
+    Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord,
+    ThreadRecord,
+};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

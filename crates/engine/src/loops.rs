@@ -1,0 +1,265 @@
+//! Background loops: heartbeat, claims, hints from other servers, sweep, sandboxes, purge.
+//!
+//! Each takes no input, wakes by a hint and by a timer, and has one code path for start, steady state
+//! and recovery.
+
+use std::{sync::Arc, time::Duration};
+
+use selfsame_store::Claimed;
+use selfsame_types::agent::AgentSnapshot;
+
+use crate::{Inner, prompt::Spec, runner::Start};
+
+/// Claims at once: after a start there may be thousands of sessions, and other servers too.
+const CLAIM_BATCH: i64 = 32;
+/// A session's sandbox is given up when its backend has had no server for this long.
+const ORPHAN_AFTER: Duration = Duration::from_secs(60);
+/// The sweep over watched sessions is a safety net under the notifications.
+const SWEEP: Duration = Duration::from_secs(5);
+const REAP: Duration = Duration::from_secs(10);
+/// Every so many rounds the reaper also looks for containers without a row.
+const ORPHAN_ROUNDS: u32 = 6;
+const PURGE: Duration = Duration::from_secs(30);
+const PURGE_CHUNK: i64 = 5000;
+const FORGET_SERVERS: Duration = Duration::from_hours(24);
+
+pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::StoreError> {
+    heartbeat_once(inner).await?;
+    spawn(inner, |inner| async move { heartbeat(&inner).await });
+    spawn(inner, |inner| async move { claims(&inner).await });
+    spawn(inner, |inner| async move { inner.notifier.run().await });
+    spawn(inner, |inner| async move { listen(&inner).await });
+    spawn(inner, |inner| async move { sweep(&inner).await });
+    spawn(inner, |inner| async move { warm(&inner).await });
+    spawn(inner, |inner| async move { reap(&inner).await });
+    spawn(inner, |inner| async move { purge(&inner).await });
+    Ok(())
+}
+
+/// Runs a loop until the server drains.
+fn spawn<F>(inner: &Arc<Inner>, run: impl FnOnce(Arc<Inner>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shutdown = inner.shutdown.clone();
+    let running = run(Arc::clone(inner));
+    inner.tasks.spawn(async move {
+        tokio::select! {
+            () = running => {}
+            () = shutdown.cancelled() => {}
+        }
+    });
+}
+
+/// Up to a quarter more than `period`, so that servers do not act in step.
+fn jittered(period: Duration) -> Duration {
+    period + period.mul_f64(rand::random::<f64>() / 4.0)
+}
+
+async fn heartbeat_once(inner: &Inner) -> Result<(), selfsame_store::StoreError> {
+    inner
+        .store
+        .server_heartbeat(
+            inner.server,
+            &inner.config.internal_url,
+            inner.sandboxes.backend_name(),
+        )
+        .await
+}
+
+async fn heartbeat(inner: &Inner) {
+    loop {
+        tokio::time::sleep(inner.config.lease_ttl / 3).await;
+        if let Err(error) = heartbeat_once(inner).await {
+            tracing::warn!(%error, "cannot send a heartbeat");
+        }
+    }
+}
+
+async fn claims(inner: &Arc<Inner>) {
+    let period = (inner.config.lease_ttl / 4).min(Duration::from_secs(1));
+    loop {
+        let hint = inner.claims.notified();
+        let claimed = if inner.has_room() {
+            inner
+                .store
+                .session_claim(
+                    inner.server,
+                    inner.sandboxes.backend_name(),
+                    inner.config.lease_ttl,
+                    ORPHAN_AFTER,
+                    CLAIM_BATCH,
+                )
+                .await
+                .unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot claim sessions");
+                    Vec::new()
+                })
+        } else {
+            Vec::new()
+        };
+        let full = claimed.len() == usize::try_from(CLAIM_BATCH).unwrap_or(usize::MAX);
+        for claim in claimed {
+            take(inner, claim).await;
+        }
+        let pause = if full { period / 10 } else { period };
+        tokio::select! {
+            () = hint => {}
+            () = tokio::time::sleep(jittered(pause)) => {}
+        }
+    }
+}
+
+/// Starts to drive a session that was claimed.
+async fn take(inner: &Arc<Inner>, claim: Claimed) {
+    let start = match inner.store.session_load(claim.session).await {
+        Ok(Some(record)) => {
+            let agent: Result<AgentSnapshot, _> = serde_json::from_str(&record.agent);
+            let machine = serde_json::from_str(&record.machine);
+            match (agent, machine) {
+                (Ok(agent), Ok(machine)) => Some(Start {
+                    session: claim.session,
+                    epoch: claim.epoch,
+                    machine,
+                    last_seq: record.last_seq,
+                    spec: Arc::new(Spec::new(agent, &inner.models)),
+                    unclean: claim.unclean,
+                }),
+                (agent, machine) => {
+                    tracing::error!(session = %claim.session, agent = ?agent.err(),
+                        machine = ?machine.err(), "a stored session cannot be read");
+                    None
+                }
+            }
+        }
+        Ok(None) => None,
+        Err(error) => {
+            tracing::warn!(session = %claim.session, %error, "cannot load a claimed session");
+            inner.give_up(claim.session, claim.epoch).await;
+            return;
+        }
+    };
+    if let Some(start) = start {
+        tracing::info!(session = %claim.session, epoch = claim.epoch, unclean = claim.unclean,
+            "driving a session");
+        inner.drive(start);
+    }
+}
+
+/// Hints from other servers, over one connection that is made again when it breaks.
+async fn listen(inner: &Arc<Inner>) {
+    loop {
+        match inner.store.listen().await {
+            Ok(mut listener) => {
+                // Whatever was said while nobody listened.
+                sweep_once(inner).await;
+                inner.claims.notify_one();
+                loop {
+                    match listener.next().await {
+                        Ok(payload) => {
+                            for hint in inner.notifier.read(&payload) {
+                                heard(inner, hint);
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "the listening connection broke");
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot listen for other servers");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+fn heard(inner: &Inner, hint: crate::notifier::Hint) {
+    inner.hub.hint(hint.session, hint.seq);
+    if hint.deleted {
+        inner.hub.deleted(hint.session);
+    }
+    inner.poke(hint.session);
+    if hint.wake {
+        inner.claims.notify_one();
+    }
+}
+
+async fn sweep(inner: &Inner) {
+    loop {
+        tokio::time::sleep(jittered(SWEEP)).await;
+        sweep_once(inner).await;
+    }
+}
+
+/// One query for everything that is watched here.
+async fn sweep_once(inner: &Inner) {
+    let watched = inner.hub.watched();
+    if watched.is_empty() {
+        return;
+    }
+    match inner.store.event_sweep(&watched).await {
+        Ok(moved) => {
+            for (session, seq) in moved {
+                inner.hub.hint(session, seq);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot sweep"),
+    }
+}
+
+async fn warm(inner: &Inner) {
+    loop {
+        let pause = match inner.sandboxes.warm_one().await {
+            Ok(true) => continue,
+            Ok(false) => Duration::from_secs(1),
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a warm sandbox");
+                Duration::from_secs(10)
+            }
+        };
+        tokio::select! {
+            () = inner.sandboxes.taken() => {}
+            () = tokio::time::sleep(jittered(pause)) => {}
+        }
+    }
+}
+
+async fn reap(inner: &Inner) {
+    let mut round = 0_u32;
+    loop {
+        if let Err(error) = inner
+            .sandboxes
+            .reap(round.is_multiple_of(ORPHAN_ROUNDS))
+            .await
+        {
+            tracing::warn!(%error, "cannot reap sandboxes");
+        }
+        round = round.wrapping_add(1);
+        tokio::select! {
+            () = inner.sandboxes.released() => {}
+            () = tokio::time::sleep(jittered(REAP)) => {}
+        }
+    }
+}
+
+async fn purge(inner: &Inner) {
+    loop {
+        tokio::time::sleep(jittered(PURGE)).await;
+        loop {
+            match inner.store.session_purge(16, PURGE_CHUNK).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot purge deleted sessions");
+                    break;
+                }
+            }
+        }
+        if let Err(error) = inner.store.server_forget(FORGET_SERVERS).await {
+            tracing::warn!(%error, "cannot forget old servers");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! What clients send: accepted or refused as a whole, under the session's lock.
+
+use selfsame_types::{ApiError, EventId, SessionId, ThreadId, event::Processed};
+
+use super::{
+    CallKind, CallState, Payload, QueuedKind, Status, Step, StopReason, step::INTERRUPTED,
+};
+
+/// One inbound event, parsed and valid by itself.
+#[derive(Debug, Clone)]
+pub struct Input {
+    pub kind: InputKind,
+    /// The event's own fields as they will be shown.
+    pub fields: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputKind {
+    Message,
+    System,
+    /// `None`: every thread.
+    Interrupt {
+        thread: Option<ThreadId>,
+    },
+    Confirmation {
+        call: EventId,
+        allow: bool,
+        deny_message: Option<String>,
+    },
+    CustomResult {
+        call: EventId,
+    },
+}
+
+/// The only inputs that a waiting session takes, as the API words it.
+const ANSWERS: &str = "`user.tool_confirmation`, `user.custom_tool_result`, `user.tool_result`, \
+     or `user.interrupt`";
+
+impl Step<'_> {
+    /// Takes a client's events in order. One refusal refuses all: the caller drops the step.
+    ///
+    /// # Errors
+    /// 400 with the API's words when the session cannot take an event now.
+    pub fn accept(&mut self, session: SessionId, inputs: &[Input]) -> Result<(), ApiError> {
+        if self.machine.status == Status::Terminated {
+            return Err(ApiError::invalid(format!(
+                "Cannot send events to session {session}: the session is terminated"
+            )));
+        }
+        let mut answered = Vec::new();
+        for (index, input) in inputs.iter().enumerate() {
+            self.accept_one(index, input, &mut answered)?;
+        }
+        for thread in answered {
+            // Answers to some of the calls: the client is told which are left.
+            let left = self
+                .thread(thread)
+                .filter(|t| t.status == Status::Idle)
+                .map(|t| t.waiting());
+            if let Some(event_ids) = left.filter(|ids| !ids.is_empty()) {
+                self.idle(thread, StopReason::RequiresAction { event_ids });
+            }
+        }
+        Ok(())
+    }
+
+    fn accept_one(
+        &mut self,
+        index: usize,
+        input: &Input,
+        answered: &mut Vec<ThreadId>,
+    ) -> Result<(), ApiError> {
+        let primary = self.machine.primary().id;
+        let fields = input.fields.clone();
+        match &input.kind {
+            InputKind::Message => {
+                self.refuse_while_waiting()?;
+                self.queue(primary, QueuedKind::Message, fields);
+                self.start_queued(primary);
+            }
+            InputKind::System => {
+                self.refuse_while_waiting()?;
+                self.queue(primary, QueuedKind::System, fields);
+            }
+            InputKind::Interrupt { thread } => {
+                let targets = self.interrupt_targets(index, *thread)?;
+                for target in targets {
+                    self.interrupt_input(target, &fields);
+                }
+            }
+            InputKind::Confirmation {
+                call,
+                allow,
+                deny_message,
+            } => {
+                let thread = self.pending(index, "user.tool_confirmation", *call, |kind| {
+                    kind != CallKind::Custom
+                })?;
+                self.emit(
+                    thread,
+                    &Payload::Confirmation {
+                        fields,
+                        call: *call,
+                        allow: *allow,
+                        deny_message: deny_message.clone(),
+                    },
+                );
+                self.answered(thread, answered);
+            }
+            InputKind::CustomResult { call } => {
+                let thread = self.pending(index, "user.custom_tool_result", *call, |kind| {
+                    kind == CallKind::Custom
+                })?;
+                self.emit(
+                    thread,
+                    &Payload::CustomResult {
+                        fields,
+                        call: *call,
+                    },
+                );
+                self.answered(thread, answered);
+            }
+        }
+        Ok(())
+    }
+
+    /// While calls wait for the client and nothing runs, only answers are taken.
+    fn refuse_while_waiting(&self) -> Result<(), ApiError> {
+        let waiting = self.machine.waiting();
+        if self.machine.status != Status::Idle || waiting.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        Err(ApiError::invalid(format!(
+            "waiting on responses to events [{}]; only {ANSWERS} may be sent",
+            ids.join(", ")
+        )))
+    }
+
+    fn queue(&mut self, thread: ThreadId, kind: QueuedKind, fields: String) {
+        let payload = match kind {
+            QueuedKind::Message => Payload::Message {
+                fields,
+                flushed: false,
+            },
+            QueuedKind::System => Payload::System {
+                fields,
+                flushed: false,
+            },
+            QueuedKind::Interrupt => Payload::Interrupt { fields },
+        };
+        let id = self.new_id();
+        self.emit_as(id, thread, Processed::Queued, &payload);
+    }
+
+    fn interrupt_targets(
+        &self,
+        index: usize,
+        thread: Option<ThreadId>,
+    ) -> Result<Vec<ThreadId>, ApiError> {
+        let Some(id) = thread else {
+            // One event, one echo: it stands in the primary's log and reaches every thread from there.
+            return Ok(vec![self.machine.primary().id]);
+        };
+        match self.thread(id) {
+            None => Err(ApiError::invalid(format!(
+                "Invalid user.interrupt event at events[{index}]: session_thread_id `{id}` is not a \
+                 thread of this session"
+            ))),
+            Some(state) if state.status == Status::Terminated => Err(ApiError::invalid(format!(
+                "Invalid user.interrupt event at events[{index}]: thread `{id}` is terminated"
+            ))),
+            Some(_) => Ok(vec![id]),
+        }
+    }
+
+    fn interrupt_input(&mut self, thread: ThreadId, fields: &str) {
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
+        let calls: Vec<_> = state
+            .calls
+            .iter()
+            .map(|call| (call.id, call.kind))
+            .collect();
+        if state.status != Status::Idle {
+            // The runner stops what is in flight, then carries it out.
+            self.queue(thread, QueuedKind::Interrupt, fields.to_owned());
+            return;
+        }
+        self.emit(
+            thread,
+            &Payload::Interrupt {
+                fields: fields.to_owned(),
+            },
+        );
+        if !calls.is_empty() {
+            self.drop_calls(thread, &calls);
+            self.idle(thread, StopReason::EndTurn);
+        }
+    }
+
+    /// Gives calls that will never run the result the model is to see. A custom call has none in the
+    /// log; the transcript makes one up.
+    pub(super) fn drop_calls(&mut self, thread: ThreadId, calls: &[(EventId, CallKind)]) {
+        for (call, kind) in calls {
+            if *kind != CallKind::Custom {
+                self.result(thread, *call, INTERRUPTED, true);
+            }
+        }
+    }
+
+    /// The thread in which a call waits for this kind of answer.
+    fn pending(
+        &self,
+        index: usize,
+        event: &str,
+        id: EventId,
+        fits: impl Fn(CallKind) -> bool,
+    ) -> Result<ThreadId, ApiError> {
+        let found = self
+            .machine
+            .threads
+            .iter()
+            .find_map(|t| t.calls.iter().find(|c| c.id == id).map(|call| (t.id, call)));
+        let problem = match found {
+            Some((thread, call)) if call.is_waiting() && fits(call.kind) => return Ok(thread),
+            Some((_, call)) if call.is_waiting() => match call.kind {
+                CallKind::Custom => {
+                    "is a custom tool call; answer it with `user.custom_tool_result`"
+                }
+                CallKind::Builtin | CallKind::Mcp => {
+                    "waits for a confirmation; answer it with `user.tool_confirmation`"
+                }
+            },
+            Some((_, call)) if call.state == CallState::Ready => "does not wait for an answer",
+            Some(_) => "has already been answered",
+            None => {
+                "is not a pending tool call of this session: it is unknown, was already answered, \
+                 or needs no answer"
+            }
+        };
+        Err(ApiError::invalid(format!(
+            "Invalid {event} event at events[{index}]: `{id}` {problem}"
+        )))
+    }
+
+    /// Resumes a thread that has all its answers.
+    fn answered(&mut self, thread: ThreadId, answered: &mut Vec<ThreadId>) {
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
+        match state.status {
+            Status::Idle if state.waiting().is_empty() => {
+                answered.retain(|other| *other != thread);
+                self.run(thread);
+                self.answer_denied(thread);
+            }
+            Status::Idle => {
+                if !answered.contains(&thread) {
+                    answered.push(thread);
+                }
+            }
+            Status::Running => {
+                self.answer_denied(thread);
+            }
+            Status::Rescheduling | Status::Terminated => {}
+        }
+    }
+
+    /// Ends the session for good: its threads first.
+    ///
+    /// # Errors
+    /// 400 while it works.
+    pub fn terminate(&mut self, verb: &str) -> Result<(), ApiError> {
+        match self.machine.status {
+            Status::Running | Status::Rescheduling => Err(ApiError::invalid(format!(
+                "Cannot {verb} a session while it is {}: send `user.interrupt` alone, wait for \
+                 `session.status_idle`, then try again",
+                self.machine.status.as_str()
+            ))),
+            Status::Terminated => Ok(()),
+            Status::Idle => {
+                let primary = self.machine.primary().id;
+                let threads: Vec<_> = self
+                    .machine
+                    .threads
+                    .iter()
+                    .filter(|t| t.status != Status::Terminated)
+                    .map(|t| t.id)
+                    .collect();
+                for thread in threads {
+                    self.emit(thread, &Payload::ThreadTerminated);
+                }
+                self.emit(primary, &Payload::SessionTerminated);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells what an update changed.
+    pub fn updated(&mut self, fields: String) {
+        let primary = self.machine.primary().id;
+        self.emit(primary, &Payload::SessionUpdated { fields });
+    }
+}

@@ -1,0 +1,243 @@
+//! One step: events emitted from a state, each folded into it at once.
+
+use selfsame_types::{
+    EventId, ThreadId, Timestamp,
+    event::{NewEvent, Processed},
+};
+
+use super::{
+    CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, fold::Placed,
+};
+
+/// What the model is told of a call that an interrupt cut off.
+pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
+
+/// A state on its way to the next one, and the events that lead there.
+pub struct Step<'a> {
+    pub machine: Machine,
+    pub(super) now: Timestamp,
+    next_seq: i64,
+    new_id: &'a mut (dyn FnMut() -> EventId + Send),
+    events: Vec<NewEvent>,
+}
+
+impl std::fmt::Debug for Step<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Step")
+            .field("machine", &self.machine)
+            .field("events", &self.events)
+            .finish()
+    }
+}
+
+impl<'a> Step<'a> {
+    /// `last_seq` is the position the log has reached; `new_id` makes ids for new events.
+    #[must_use]
+    pub fn new(
+        machine: Machine,
+        last_seq: i64,
+        now: Timestamp,
+        new_id: &'a mut (dyn FnMut() -> EventId + Send),
+    ) -> Self {
+        Self {
+            machine,
+            now,
+            next_seq: last_seq + 1,
+            new_id,
+            events: Vec::new(),
+        }
+    }
+
+    /// The new state and what led to it.
+    #[must_use]
+    pub fn finish(self) -> (Machine, Vec<NewEvent>) {
+        (self.machine, self.events)
+    }
+
+    #[must_use]
+    pub fn events(&self) -> &[NewEvent] {
+        &self.events
+    }
+
+    pub(super) fn new_id(&mut self) -> EventId {
+        (self.new_id)()
+    }
+
+    pub(super) fn emit(&mut self, thread: ThreadId, payload: &Payload) -> EventId {
+        let id = self.new_id();
+        self.emit_as(id, thread, Processed::Now, payload);
+        id
+    }
+
+    /// Emits under a given id: the processed form of a queued input, or a preview's final event.
+    pub(super) fn emit_as(
+        &mut self,
+        id: EventId,
+        thread: ThreadId,
+        processed: Processed,
+        payload: &Payload,
+    ) {
+        let Some(of) = self.machine.thread(thread) else {
+            return;
+        };
+        self.events.push(NewEvent {
+            id,
+            event_type: payload.event_type(),
+            thread,
+            on_session: true,
+            processed,
+            fields: payload.fields(of),
+            private: payload.private(),
+        });
+        self.machine.fold(Placed {
+            id,
+            seq: self.next_seq,
+            at: self.now,
+            thread,
+            processed,
+            payload,
+        });
+        self.next_seq += 1;
+    }
+
+    pub(super) fn thread(&self, id: ThreadId) -> Option<&super::Thread> {
+        self.machine.thread(id)
+    }
+
+    /// Session and thread start or resume.
+    pub(super) fn run(&mut self, thread: ThreadId) {
+        if self.machine.status != Status::Running {
+            self.emit(thread, &Payload::SessionRunning);
+        }
+        if self
+            .thread(thread)
+            .is_some_and(|t| t.status != Status::Running)
+        {
+            self.emit(thread, &Payload::ThreadRunning);
+        }
+    }
+
+    /// Thread idles; so does the session unless another thread keeps it busy.
+    pub(super) fn idle(&mut self, thread: ThreadId, stop: StopReason) {
+        self.emit(thread, &Payload::ThreadIdle { stop: stop.clone() });
+        let busy = self
+            .machine
+            .threads
+            .iter()
+            .any(|t| matches!(t.status, Status::Running | Status::Rescheduling));
+        if busy {
+            return;
+        }
+        let waiting = self.machine.waiting();
+        let stop = if waiting.is_empty() {
+            stop
+        } else {
+            StopReason::RequiresAction { event_ids: waiting }
+        };
+        let usage = self.machine.usage_json(self.now);
+        self.emit(thread, &Payload::SessionUsage { usage });
+        self.emit(thread, &Payload::SessionIdle { stop });
+    }
+
+    /// Writes the processed form of one queued input.
+    pub(super) fn process(&mut self, thread: ThreadId, input: QueuedInput, flushed: bool) {
+        let fields = input.fields;
+        let payload = match input.kind {
+            QueuedKind::Message => Payload::Message { fields, flushed },
+            QueuedKind::System => Payload::System { fields, flushed },
+            QueuedKind::Interrupt => Payload::Interrupt { fields },
+        };
+        self.emit_as(input.id, thread, Processed::Now, &payload);
+    }
+
+    /// Processes queued messages in order, interrupts excepted.
+    pub(super) fn process_messages(&mut self, thread: ThreadId, flushed: bool) {
+        let queue = self
+            .thread(thread)
+            .map(|t| t.queue.clone())
+            .unwrap_or_default();
+        for input in queue
+            .into_iter()
+            .filter(|input| input.kind != QueuedKind::Interrupt)
+        {
+            self.process(thread, input, flushed);
+        }
+    }
+
+    /// Starts a turn if something is there to answer.
+    pub(super) fn start_queued(&mut self, thread: ThreadId) {
+        let starts = self.thread(thread).is_some_and(|t| {
+            t.status == Status::Idle && t.queue.iter().any(|i| i.kind == QueuedKind::Message)
+        });
+        if starts {
+            self.run(thread);
+            self.process_messages(thread, false);
+        }
+    }
+
+    /// Writes the results that need no work: refused and denied calls of a running thread.
+    pub(super) fn answer_denied(&mut self, thread: ThreadId) {
+        let denied: Vec<_> = self
+            .thread(thread)
+            .into_iter()
+            .flat_map(|t| &t.calls)
+            .filter_map(|call| match &call.state {
+                CallState::Denied(message) => Some((call.id, message.clone())),
+                _ => None,
+            })
+            .collect();
+        for (call, message) in denied {
+            let text = match message {
+                Some(message) => format!(
+                    "The user rejected this tool call. It was not executed. Their message: {message}"
+                ),
+                None => "This tool call was rejected and was not executed.".to_owned(),
+            };
+            self.result(thread, call, &text, true);
+        }
+    }
+
+    /// A textual result of a built-in call.
+    pub(super) fn result(&mut self, thread: ThreadId, call: EventId, text: &str, is_error: bool) {
+        let content = serde_json::value::to_raw_value(&[TextBlock {
+            r#type: "text",
+            text,
+        }])
+        .expect("text blocks serialize");
+        self.emit(
+            thread,
+            &Payload::ToolResult {
+                call,
+                content,
+                is_error,
+            },
+        );
+    }
+
+    /// Idles a running thread that has nothing left to do by itself.
+    pub(super) fn settle(&mut self, thread: ThreadId) {
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
+        let busy = state.status != Status::Running
+            || state.request.is_some()
+            || state.is_interrupted()
+            || state.calls.iter().any(|call| !call.is_waiting());
+        if busy {
+            return;
+        }
+        if !state.calls.is_empty() {
+            let event_ids = state.waiting();
+            self.idle(thread, StopReason::RequiresAction { event_ids });
+        } else if !state.due && !state.queue.iter().any(|i| i.kind == QueuedKind::Message) {
+            let stop = state.sequel.clone();
+            self.idle(thread, stop);
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct TextBlock<'a> {
+    r#type: &'static str,
+    text: &'a str,
+}

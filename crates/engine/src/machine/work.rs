@@ -1,0 +1,338 @@
+//! What the runner did: requests to the model, calls, interrupts, recovery.
+
+use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
+use serde_json::value::RawValue;
+
+use super::{
+    ErrorType, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason,
+    payload::Permission,
+};
+
+/// A model's complete answer.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub blocks: Vec<ResponseBlock>,
+    pub usage: ModelUsage,
+    pub sequel: Sequel,
+}
+
+/// What a response means for the turn, calls apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sequel {
+    EndTurn,
+    /// It paused in the middle and goes on when asked again.
+    Again,
+    Refusal {
+        category: Option<String>,
+        explanation: Option<String>,
+    },
+}
+
+/// A block of a response, under the id its event will have.
+#[derive(Debug, Clone)]
+pub struct ResponseBlock {
+    pub id: EventId,
+    pub content: BlockContent,
+}
+
+#[derive(Debug, Clone)]
+pub enum BlockContent {
+    Text(String),
+    Thinking(Box<RawValue>),
+    Call(NewCall),
+}
+
+/// A call the model made, already judged.
+#[derive(Debug, Clone)]
+pub struct NewCall {
+    pub model_id: String,
+    pub name: String,
+    pub input: Box<RawValue>,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    Builtin {
+        permission: Permission,
+        policy: &'static str,
+        serial: bool,
+    },
+    Custom,
+    /// Not offered, or its input is no JSON: answered with this text, never run.
+    Refused {
+        reason: String,
+    },
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub error_type: ErrorType,
+    pub message: String,
+    /// The next attempt, if there is to be one.
+    pub retry_at: Option<Timestamp>,
+    pub usage: ModelUsage,
+}
+
+/// The result of a call.
+#[derive(Debug, Clone)]
+pub struct CallResult {
+    pub content: Box<RawValue>,
+    pub is_error: bool,
+}
+
+impl Step<'_> {
+    /// Opens a request: queued messages are processed first, so that it answers them, too. `false`
+    /// when the state no longer asks for one.
+    pub fn start_request(&mut self, thread: ThreadId, span: EventId) -> bool {
+        let Some(state) = self.thread(thread) else {
+            return false;
+        };
+        let may_start = matches!(state.status, Status::Running | Status::Rescheduling)
+            && state.request.is_none()
+            && state.calls.is_empty()
+            && !state.is_interrupted();
+        if !may_start {
+            return false;
+        }
+        self.run(thread);
+        self.process_messages(thread, false);
+        self.emit_as(span, thread, Processed::Now, &Payload::RequestStart);
+        true
+    }
+
+    /// Closes a request with its answer.
+    pub fn finish_request(&mut self, thread: ThreadId, span: EventId, response: Response) {
+        if self.thread(thread).is_none_or(|t| t.request != Some(span)) {
+            return;
+        }
+        let mut refused = Vec::new();
+        for block in response.blocks {
+            let payload = match block.content {
+                BlockContent::Text(text) => Payload::AgentMessage { text },
+                BlockContent::Thinking(block) => Payload::AgentThinking { block },
+                BlockContent::Call(call) => call_payload(block.id, call, &mut refused),
+            };
+            self.emit_as(block.id, thread, Processed::Now, &payload);
+        }
+        let (again, sequel) = match response.sequel {
+            Sequel::EndTurn => (false, StopReason::EndTurn),
+            Sequel::Again => (true, StopReason::EndTurn),
+            Sequel::Refusal {
+                category,
+                explanation,
+            } => (
+                false,
+                StopReason::Refusal {
+                    category,
+                    explanation,
+                },
+            ),
+        };
+        self.emit(
+            thread,
+            &Payload::RequestEnd {
+                start: span,
+                failed: false,
+                usage: response.usage,
+                again,
+                sequel,
+            },
+        );
+        for (call, reason) in refused {
+            self.result(thread, call, &reason, true);
+        }
+        self.settle(thread);
+    }
+
+    /// Closes a request that failed: the session waits for another attempt, or the turn is over.
+    pub fn fail_request(&mut self, thread: ThreadId, span: EventId, failure: Failure) {
+        let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else {
+            return;
+        };
+        let attempt = state.attempt + 1;
+        self.end_span(thread, span, failure.usage);
+        let Failure {
+            error_type,
+            message,
+            retry_at,
+            ..
+        } = failure;
+        let Some(wake_at) = retry_at else {
+            self.emit(
+                thread,
+                &Payload::Error {
+                    error_type,
+                    message,
+                    retry: RetryStatus::Exhausted,
+                },
+            );
+            // The turn is dead, and so is what waited for it.
+            self.process_messages(thread, true);
+            self.idle(thread, StopReason::RetriesExhausted);
+            return;
+        };
+        self.emit(
+            thread,
+            &Payload::Error {
+                error_type,
+                message,
+                retry: RetryStatus::Retrying,
+            },
+        );
+        self.reschedule(thread, attempt, wake_at);
+    }
+
+    fn end_span(&mut self, thread: ThreadId, span: EventId, usage: ModelUsage) {
+        self.emit(
+            thread,
+            &Payload::RequestEnd {
+                start: span,
+                failed: true,
+                usage,
+                again: false,
+                sequel: StopReason::EndTurn,
+            },
+        );
+    }
+
+    fn reschedule(&mut self, thread: ThreadId, attempt: u32, wake_at: Timestamp) {
+        let others_run = self
+            .machine
+            .threads
+            .iter()
+            .any(|t| t.id != thread && t.status == Status::Running);
+        if !others_run {
+            self.emit(thread, &Payload::SessionRescheduled);
+        }
+        self.emit(thread, &Payload::ThreadRescheduled { attempt, wake_at });
+    }
+
+    /// Writes the result of a call. `false` when the call needs none any more.
+    pub fn finish_call(&mut self, thread: ThreadId, call: EventId, result: CallResult) -> bool {
+        let wanted = self
+            .thread(thread)
+            .is_some_and(|t| t.calls.iter().any(|c| c.id == call && c.is_runnable()));
+        if wanted {
+            let CallResult { content, is_error } = result;
+            self.emit(
+                thread,
+                &Payload::ToolResult {
+                    call,
+                    content,
+                    is_error,
+                },
+            );
+            self.settle(thread);
+        }
+        wanted
+    }
+
+    /// Carries out an accepted interrupt once nothing is in flight any more. Results of calls that
+    /// were stopped come with it; those without get the usual text.
+    pub fn interrupt(&mut self, thread: ThreadId, results: Vec<(EventId, CallResult)>) {
+        let Some(state) = self.thread(thread).filter(|t| t.is_interrupted()) else {
+            return;
+        };
+        let request = state.request;
+        let calls: Vec<_> = state
+            .calls
+            .iter()
+            .map(|call| (call.id, call.kind))
+            .collect();
+        let interrupts: Vec<_> = state
+            .queue
+            .iter()
+            .filter(|input| input.kind == QueuedKind::Interrupt)
+            .cloned()
+            .collect();
+        if let Some(span) = request {
+            self.end_span(thread, span, ModelUsage::default());
+        }
+        for (call, result) in results {
+            let CallResult { content, is_error } = result;
+            if calls.iter().any(|(id, _)| *id == call) {
+                self.emit(
+                    thread,
+                    &Payload::ToolResult {
+                        call,
+                        content,
+                        is_error,
+                    },
+                );
+            }
+        }
+        let left: Vec<_> = self
+            .thread(thread)
+            .map(|t| t.calls.iter().map(|call| (call.id, call.kind)).collect())
+            .unwrap_or_default();
+        self.drop_calls(thread, &left);
+        for input in interrupts {
+            self.process(thread, input, false);
+        }
+        self.idle(thread, StopReason::EndTurn);
+        self.start_queued(thread);
+    }
+
+    /// Takes over from a server that is gone: a request that was open is asked again.
+    pub fn recover(&mut self, thread: ThreadId) {
+        let Some(state) = self.thread(thread) else {
+            return;
+        };
+        let Some(span) = state.request else { return };
+        let attempt = state.attempt;
+        self.end_span(thread, span, ModelUsage::default());
+        self.emit(
+            thread,
+            &Payload::Error {
+                error_type: ErrorType::UnknownError,
+                message: "The server that ran this session stopped in the middle of a model \
+                          request; another attempt follows."
+                    .to_owned(),
+                retry: RetryStatus::Retrying,
+            },
+        );
+        let now = self.now;
+        self.reschedule(thread, attempt, now);
+    }
+}
+
+fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>) -> Payload {
+    let NewCall {
+        model_id,
+        name,
+        input,
+        verdict,
+    } = call;
+    match verdict {
+        Verdict::Custom => Payload::CustomToolUse {
+            name,
+            input,
+            model_id,
+        },
+        Verdict::Builtin {
+            permission,
+            policy,
+            serial,
+        } => Payload::ToolUse {
+            name,
+            input,
+            permission,
+            evaluation: Some(policy),
+            model_id,
+            serial,
+        },
+        Verdict::Refused { reason } => {
+            refused.push((id, reason));
+            Payload::ToolUse {
+                name,
+                input,
+                permission: Permission::Deny,
+                evaluation: None,
+                model_id,
+                serial: false,
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What the model is told beside the conversation: system prompt and tools.
+//!
+//! Both depend only on the session's agent, so they are the same bytes in every request of a session.
+
+use std::sync::Arc;
+
+use selfsame_model::{Models, Request};
+use selfsame_types::{
+    agent::AgentSnapshot,
+    tool::{BuiltinTool, PolicyKind},
+};
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
+
+use crate::{
+    machine::{NewCall, Permission, Verdict},
+    transcript::{Transcript, with_cache_breakpoint},
+};
+
+/// The part of a session that its requests are made from.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub agent: AgentSnapshot,
+    model: String,
+    max_tokens: u32,
+    thinking: selfsame_model::Thinking,
+    effort: Option<String>,
+    speed: Option<String>,
+    system: Vec<Box<RawValue>>,
+    tools: Vec<Box<RawValue>>,
+}
+
+/// Where things are in a sandbox, for an agent that has one.
+const SANDBOX: &str = "You work in a Linux sandbox of your own. Its files and your shell stay as you \
+leave them from one call to the next.\n\
+- Working directory: /workspace\n\
+- Files the user has provided, read-only: /mnt/session/uploads\n\
+- Write everything the user is meant to receive to: /mnt/session/outputs\n\
+- The full text of tool outputs that are too long to show: /mnt/session/tool-outputs\n\
+The sandbox has no network access.";
+
+impl Spec {
+    /// # Panics
+    /// Never: everything here is JSON already.
+    #[must_use]
+    pub fn new(agent: AgentSnapshot, models: &Models) -> Self {
+        let spec = &agent.spec;
+        let model = spec.model.id.clone();
+        let max_tokens = models.max_tokens(&model);
+        let mut system = Vec::new();
+        if spec.needs_sandbox() {
+            system.push(text(SANDBOX));
+        }
+        if let Some(own) = spec.system.as_deref().filter(|own| !own.is_empty()) {
+            system.push(text(own));
+        }
+        let mut tools: Vec<Box<RawValue>> = BuiltinTool::ALL
+            .into_iter()
+            .filter(|tool| spec.builtin(*tool).enabled)
+            .filter_map(definition)
+            .collect();
+        tools.extend(spec.custom_tools().map(|tool| {
+            to_raw_value(&json!({
+                "name": tool.name,
+                "description": tool.description,
+                "input_schema": tool.input_schema,
+            }))
+            .expect("tools serialize")
+        }));
+        for list in [&mut system, &mut tools] {
+            if let Some(last) = list.last_mut() {
+                *last = with_cache_breakpoint(last);
+            }
+        }
+        Self {
+            thinking: models.thinking(&model, max_tokens),
+            effort: models.effort(&model, Some(spec.model.effort.r#type.as_str())),
+            speed: (spec.model.speed == selfsame_types::model::Speed::Fast)
+                .then(|| "fast".to_owned()),
+            max_tokens,
+            model,
+            system,
+            tools,
+            agent,
+        }
+    }
+
+    /// The next request of a thread.
+    #[must_use]
+    pub fn request(&self, transcript: &Transcript) -> Request {
+        Request {
+            model: self.model.clone(),
+            max_tokens: self.max_tokens,
+            system: self.system.clone(),
+            tools: self.tools.clone(),
+            messages: transcript.messages(),
+            thinking: self.thinking,
+            effort: self.effort.clone(),
+            speed: self.speed.clone(),
+            tool_choice: None,
+        }
+    }
+
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Judges a call that the model wants to make.
+    ///
+    /// # Panics
+    /// Never: an empty object is JSON.
+    #[must_use]
+    pub fn judge(
+        &self,
+        model_id: String,
+        name: String,
+        input: Result<Box<RawValue>, String>,
+    ) -> NewCall {
+        let spec = &self.agent.spec;
+        let (input, broken) = match input {
+            Ok(input) => (input, false),
+            Err(_) => (to_raw_value(&json!({})).expect("an empty object"), true),
+        };
+        let refuse = |reason: String| Verdict::Refused { reason };
+        let verdict = if broken {
+            refuse(format!(
+                "The input of this `{name}` call is not a JSON object, so it was not run. Call the \
+                 tool again with a complete JSON object as its input."
+            ))
+        } else if spec.custom_tool(&name).is_some() {
+            Verdict::Custom
+        } else {
+            match BuiltinTool::parse(&name).map(|tool| (tool, spec.builtin(tool))) {
+                Some((tool, setting)) if setting.enabled && !tool.is_web() => {
+                    let (permission, policy) = match setting.policy.r#type {
+                        PolicyKind::AlwaysAllow => (Permission::Allow, "always_allow"),
+                        PolicyKind::AlwaysAsk | PolicyKind::Auto => (Permission::Ask, "always_ask"),
+                    };
+                    let serial = matches!(
+                        tool,
+                        BuiltinTool::Bash | BuiltinTool::Write | BuiltinTool::Edit
+                    );
+                    Verdict::Builtin {
+                        permission,
+                        policy,
+                        serial,
+                    }
+                }
+                Some((_, setting)) if setting.enabled => refuse(format!(
+                    "The tool `{name}` is not available on this server."
+                )),
+                Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
+                None => refuse(format!("There is no tool named `{name}`.")),
+            }
+        };
+        NewCall {
+            model_id,
+            name,
+            input,
+            verdict,
+        }
+    }
+}
+
+fn text(text: &str) -> Box<RawValue> {
+    to_raw_value(&json!({"type": "text", "text": text})).expect("text serializes")
+}
+
+/// A built-in tool as the model sees it; the web tools are not offered yet.
+fn definition(tool: BuiltinTool) -> Option<Box<RawValue>> {
+    let string = |description: &str| json!({"type": "string", "description": description});
+    let (description, properties, required) = match tool {
+        BuiltinTool::Bash => (
+            "Runs a command in a persistent bash shell. Working directory, variables and background \
+             jobs stay between calls. Standard error is part of the output; standard input is empty. \
+             A command that runs over its time limit is killed, and so is the shell.",
+            json!({
+                "command": string("The command to run. Required unless `restart` is true."),
+                "restart": {"type": "boolean", "description": "Start a fresh shell instead."},
+                "timeout_ms": {
+                    "type": "integer",
+                    "description": "Time limit in milliseconds; default 120000.",
+                },
+            }),
+            json!([]),
+        ),
+        BuiltinTool::Read => (
+            "Reads a file: text as it is, images (png, jpg, gif, webp) and PDFs as such. Text files \
+             over 256 KiB need a `view_range`.",
+            json!({
+                "file_path": string("Path, absolute or relative to the working directory."),
+                "view_range": {
+                    "type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2,
+                    "description": "First and last line, from 1; a last line of 0 or less means the end.",
+                },
+            }),
+            json!(["file_path"]),
+        ),
+        BuiltinTool::Write => (
+            "Writes a file, replacing what was there. Missing directories are made.",
+            json!({
+                "file_path": string("Path, absolute or relative to the working directory."),
+                "content": string("The whole new content."),
+            }),
+            json!(["file_path", "content"]),
+        ),
+        BuiltinTool::Edit => (
+            "Replaces a piece of a text file. `old_string` must occur exactly once, unless \
+             `replace_all` is true.",
+            json!({
+                "file_path": string("Path, absolute or relative to the working directory."),
+                "old_string": string("The text to replace, exactly as it stands in the file."),
+                "new_string": string("What to put in its place."),
+                "replace_all": {"type": "boolean", "description": "Replace every occurrence."},
+            }),
+            json!(["file_path", "old_string", "new_string"]),
+        ),
+        BuiltinTool::Glob => (
+            "Lists files whose path matches a pattern such as `src/**/*.rs`, newest first, at most 200.",
+            json!({
+                "pattern": string("The pattern; `**` stands for any number of directories."),
+                "path": string("Directory to search; default the working directory."),
+            }),
+            json!(["pattern"]),
+        ),
+        BuiltinTool::Grep => (
+            "Searches file contents for a regular expression. Each hit is `file:line:text`.",
+            json!({
+                "pattern": string("The regular expression."),
+                "path": string("File or directory to search; default the working directory."),
+            }),
+            json!(["pattern"]),
+        ),
+        BuiltinTool::WebFetch | BuiltinTool::WebSearch => return None,
+    };
+    Some(
+        to_raw_value(&json!({
+            "name": tool.as_str(),
+            "description": description,
+            "input_schema": {"type": "object", "properties": properties, "required": required},
+        }))
+        .expect("tools serialize"),
+    )
+}
+
+/// Shared by all requests of a session.
+pub type SharedSpec = Arc<Spec>;

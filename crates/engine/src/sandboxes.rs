@@ -1,0 +1,439 @@
+//! Which sandbox belongs to which session, from its making to its end.
+//!
+//! Ownership is a row; the backend only knows containers. A sandbox is made in the background when a
+//! session that needs one is created (from the warm pool, or anew), connected to when the first call
+//! comes, kept connected for a while after the turn, stopped when the session stays idle (files are
+//! kept) and removed when nobody needs it any more. The reaper compares what exists with the rows.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use selfsame_sandbox::{Backend, Handle, Key, Sandbox, SandboxError, Spec, Status};
+use selfsame_store::{SandboxRecord, Store, StoreError};
+use selfsame_types::{SandboxId, ServerId, SessionId};
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+
+use crate::fail;
+
+/// Longest wait for another server that is making a session's sandbox.
+const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAKE_POLL: Duration = Duration::from_millis(50);
+/// A server silent for this long is not making anything any more.
+const MAKER_TTL: Duration = Duration::from_secs(10);
+
+/// How sandboxes are made and kept.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    pub image: String,
+    pub memory_bytes: Option<u64>,
+    pub disk_bytes: Option<u64>,
+    pub cpus: Option<f64>,
+    pub pids: Option<u32>,
+    /// Ready containers kept for sessions to come.
+    pub warm: u32,
+    /// Starts at once; a Docker daemon manages about nine a second.
+    pub start_concurrency: usize,
+    /// A session's sandbox is stopped when unused for this long.
+    pub idle_stop: Duration,
+    /// A stopped one is removed when unused for this long.
+    pub retention: Duration,
+}
+
+/// A connected sandbox, and whether it is the one that earlier calls were sent to.
+#[derive(Debug, Clone)]
+pub struct Acquired {
+    pub sandbox: Sandbox,
+    /// Another life of the hands (or another sandbox) than the one on record: calls that were sent
+    /// before have an unknown outcome.
+    pub reborn: bool,
+}
+
+/// Why a session has no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    sandbox: Option<Sandbox>,
+}
+
+/// All sandboxes of this server's backend.
+#[derive(Debug)]
+pub struct Sandboxes {
+    backend: Arc<dyn Backend>,
+    store: Store,
+    server: ServerId,
+    config: SandboxConfig,
+    starts: Semaphore,
+    slots: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// Warm sandboxes that are connected already.
+    warm: Mutex<HashMap<SandboxId, Sandbox>>,
+    took_warm: Notify,
+    has_garbage: Notify,
+}
+
+impl Sandboxes {
+    #[must_use]
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        store: Store,
+        server: ServerId,
+        config: SandboxConfig,
+    ) -> Self {
+        let starts = Semaphore::new(config.start_concurrency.max(1));
+        Self {
+            backend,
+            store,
+            server,
+            config,
+            starts,
+            slots: Mutex::default(),
+            warm: Mutex::default(),
+            took_warm: Notify::new(),
+            has_garbage: Notify::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn backend_name(&self) -> &str {
+        self.backend.name()
+    }
+
+    fn slot(&self, session: SessionId) -> Arc<tokio::sync::Mutex<Slot>> {
+        Arc::clone(
+            self.slots
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(session)
+                .or_default(),
+        )
+    }
+
+    /// Connects to a session's sandbox, making, starting or replacing it as needed.
+    ///
+    /// # Errors
+    /// When the backend or the database fails; a session without a sandbox may ask again.
+    pub async fn acquire(&self, session: SessionId, epoch: i64) -> Result<Acquired, AcquireError> {
+        let slot = self.slot(session);
+        let mut slot = slot.lock().await;
+        if let Some(sandbox) = &slot.sandbox
+            && !sandbox.is_closed()
+        {
+            return Ok(Acquired {
+                sandbox: sandbox.clone(),
+                reborn: false,
+            });
+        }
+        slot.sandbox = None;
+        let acquired = self.connect(session, epoch).await?;
+        slot.sandbox = Some(acquired.sandbox.clone());
+        Ok(acquired)
+    }
+
+    async fn connect(&self, session: SessionId, epoch: i64) -> Result<Acquired, AcquireError> {
+        let mut replaced = false;
+        // Each round either connects or removes one reason why it could not.
+        for _ in 0..4 {
+            let (record, warm) = match self.settled(session).await? {
+                Some(record) => (record, None),
+                None => match self.provide(session).await {
+                    // Another server was quicker; its row is there now.
+                    Err(AcquireError::Store(error))
+                        if error.constraint() == Some("sandboxes_session_id_key") =>
+                    {
+                        continue;
+                    }
+                    provided => provided?,
+                },
+            };
+            let Some(handle) = record.handle.clone().map(Handle) else {
+                // Half-made by somebody who is gone.
+                self.discard(&record).await?;
+                replaced |= record.boot_id.is_some();
+                continue;
+            };
+            if let Some(sandbox) = warm {
+                self.store
+                    .sandbox_booted(record.id, sandbox.boot_id())
+                    .await?;
+                return Ok(Acquired {
+                    sandbox,
+                    reborn: replaced,
+                });
+            }
+            match self.attach(&record, &handle, epoch).await {
+                Ok(sandbox) => {
+                    let boot = sandbox.boot_id();
+                    let reborn = replaced || record.boot_id.is_some_and(|old| old != boot);
+                    if record.boot_id != Some(boot) || record.status != "running" {
+                        self.store.sandbox_booted(record.id, boot).await?;
+                        self.store.sandbox_set(record.id, "running", None).await?;
+                    }
+                    return Ok(Acquired { sandbox, reborn });
+                }
+                Err(SandboxError::Gone) => {
+                    self.discard(&record).await?;
+                    replaced |= record.boot_id.is_some();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(SandboxError::Gone.into())
+    }
+
+    /// A session's row, once a living server that is making the sandbox has done so.
+    async fn settled(&self, session: SessionId) -> Result<Option<SandboxRecord>, StoreError> {
+        let patience = tokio::time::Instant::now() + MAKE_TIMEOUT;
+        loop {
+            let record = self.store.sandbox_of(session).await?;
+            let making = match &record {
+                // On this server the slot's lock is held while a sandbox is made, so it is not us.
+                Some(record) if record.handle.is_none() => {
+                    self.store
+                        .sandbox_is_being_made(record.id, self.server, MAKER_TTL)
+                        .await?
+                }
+                _ => false,
+            };
+            if !making || tokio::time::Instant::now() > patience {
+                return Ok(record);
+            }
+            tokio::time::sleep(MAKE_POLL).await;
+        }
+    }
+
+    async fn attach(
+        &self,
+        record: &SandboxRecord,
+        handle: &Handle,
+        epoch: i64,
+    ) -> Result<Sandbox, SandboxError> {
+        match self.backend.status(handle).await? {
+            Status::Running => {}
+            Status::Stopped => self.backend.start(handle).await?,
+            Status::Gone => return Err(SandboxError::Gone),
+        }
+        let key = key(record)?;
+        Sandbox::attach(
+            &*self.backend,
+            handle,
+            &key,
+            u64::try_from(epoch).unwrap_or(0),
+        )
+        .await
+    }
+
+    /// Takes a warm sandbox or makes one. The row comes first, so that nothing is ever made that no
+    /// row knows.
+    async fn provide(
+        &self,
+        session: SessionId,
+    ) -> Result<(SandboxRecord, Option<Sandbox>), AcquireError> {
+        let taken = self
+            .store
+            .sandbox_take(session, self.backend.name(), &self.config.image)
+            .await?;
+        if let Some(record) = taken {
+            self.took_warm.notify_one();
+            let warm = self
+                .warm
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&record.id)
+                .filter(|sandbox| !sandbox.is_closed());
+            return Ok((record, warm));
+        }
+        Ok((self.make(Some(session)).await?, None))
+    }
+
+    async fn make(&self, session: Option<SessionId>) -> Result<SandboxRecord, AcquireError> {
+        let mut record = SandboxRecord {
+            id: SandboxId::new(),
+            session,
+            backend: self.backend.name().to_owned(),
+            image: self.config.image.clone(),
+            status: "creating".to_owned(),
+            handle: None,
+            hands_key: rand::random::<[u8; 32]>().to_vec(),
+            boot_id: None,
+        };
+        self.store.sandbox_insert(&record, self.server).await?;
+        fail::point("before_sandbox_create");
+        let spec = Spec {
+            memory_bytes: self.config.memory_bytes,
+            disk_bytes: self.config.disk_bytes,
+            cpus: self.config.cpus,
+            pids: self.config.pids,
+            ..Spec::new(record.id, self.config.image.clone())
+        };
+        let created = {
+            let _permit = self.starts.acquire().await;
+            self.backend.create(&spec).await
+        };
+        fail::point("after_sandbox_create");
+        match created {
+            Ok(handle) => {
+                self.store
+                    .sandbox_set(record.id, "running", Some(&handle.0))
+                    .await?;
+                "running".clone_into(&mut record.status);
+                record.handle = Some(handle.0);
+                Ok(record)
+            }
+            Err(error) => {
+                self.store.sandbox_delete(record.id).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn discard(&self, record: &SandboxRecord) -> Result<(), AcquireError> {
+        if let Some(handle) = &record.handle {
+            self.backend.remove(&Handle(handle.clone())).await?;
+        }
+        self.store.sandbox_delete(record.id).await?;
+        Ok(())
+    }
+
+    /// Drops the connection of a session that is done for now.
+    pub fn disconnect(&self, session: SessionId) {
+        self.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&session);
+    }
+
+    /// Resolves when a warm sandbox was taken: the pool wants another one.
+    pub async fn taken(&self) {
+        self.took_warm.notified().await;
+    }
+
+    /// A session has ended: its sandbox is wanted no more.
+    pub fn release(&self, session: SessionId) {
+        self.disconnect(session);
+        self.has_garbage.notify_one();
+    }
+
+    /// Resolves when a session has ended.
+    pub async fn released(&self) {
+        self.has_garbage.notified().await;
+    }
+
+    /// Brings the warm pool to its size, one sandbox a call. Answers whether it made one.
+    ///
+    /// # Errors
+    /// When the backend or the database fails.
+    pub async fn warm_one(&self) -> Result<bool, AcquireError> {
+        let ready = self
+            .store
+            .sandbox_warm_count(self.backend.name(), &self.config.image)
+            .await?;
+        if ready >= i64::from(self.config.warm) {
+            return Ok(false);
+        }
+        let record = self.make(None).await?;
+        if let Some(handle) = record.handle.clone().map(Handle) {
+            // Connected ahead of its use: a connection takes as long as ten calls. Epoch 0 is below
+            // every lease, so whoever takes over from us is admitted.
+            let sandbox = Sandbox::attach(&*self.backend, &handle, &key(&record)?, 0).await?;
+            self.warm
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(record.id, sandbox);
+        }
+        Ok(true)
+    }
+
+    /// Stops sandboxes of sessions that have been idle for long, removes those nobody needs, and
+    /// removes what exists without a row. Answers how many it touched.
+    ///
+    /// # Errors
+    /// When the database fails; what the backend cannot do is tried again the next time.
+    pub async fn reap(&self, orphans: bool) -> Result<usize, StoreError> {
+        let mut touched = 0;
+        for record in self
+            .store
+            .sandbox_claim_idle(self.backend.name(), self.config.idle_stop, 16)
+            .await?
+        {
+            if let Some(session) = record.session {
+                self.disconnect(session);
+            }
+            let Some(handle) = record.handle.clone().map(Handle) else {
+                continue;
+            };
+            if let Err(error) = self.backend.stop(&handle).await {
+                tracing::warn!(sandbox = %record.id, %error, "cannot stop an idle sandbox");
+            }
+            touched += 1;
+        }
+        for record in self
+            .store
+            .sandbox_claim_garbage(self.backend.name(), self.config.retention, 16)
+            .await?
+        {
+            if let Some(session) = record.session {
+                self.disconnect(session);
+            }
+            match self.discard(&record).await {
+                Ok(()) => touched += 1,
+                Err(error) => {
+                    tracing::warn!(sandbox = %record.id, %error, "cannot remove a sandbox");
+                }
+            }
+        }
+        if orphans {
+            touched += self.reap_orphans().await?;
+        }
+        Ok(touched)
+    }
+
+    /// Removes what exists without a row. A row is written before its container is made, so what is
+    /// listed *first* and has no row *afterwards* belongs to nobody.
+    async fn reap_orphans(&self) -> Result<usize, StoreError> {
+        let listed = match self.backend.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list sandboxes");
+                return Ok(0);
+            }
+        };
+        let known = self.store.sandbox_ids(self.backend.name()).await?;
+        let mut removed = 0;
+        for orphan in listed
+            .into_iter()
+            .filter(|listed| !known.contains(&listed.id))
+        {
+            match self.backend.remove(&orphan.handle).await {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    tracing::warn!(sandbox = %orphan.id, %error, "cannot remove an orphan");
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn key(record: &SandboxRecord) -> Result<Key, SandboxError> {
+    let bytes: [u8; 32] =
+        record.hands_key.as_slice().try_into().map_err(|_| {
+            SandboxError::Protocol("the stored key has the wrong length".to_owned())
+        })?;
+    Ok(Key(bytes))
+}
+
+/// The shell that a thread's commands share.
+#[must_use]
+pub(crate) fn shell_of(thread: selfsame_types::ThreadId) -> Uuid {
+    thread.0
+}

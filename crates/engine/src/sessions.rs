@@ -1,0 +1,494 @@
+//! What clients do to sessions: create, send events, update, archive, delete, watch.
+//!
+//! Every one of them decides under the session's lock and either happens as a whole or not at all.
+
+use std::sync::Arc;
+
+use selfsame_store::{
+    Actor, AppendError, Appended, Change, Cold, End, EventQuery, FirstState, Guard, Head,
+    LeaseChange, NewSession, Row, SessionRecord, StoreError,
+};
+use selfsame_types::{
+    ApiError, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    agent::AgentSnapshot,
+    event::EventType,
+    inbound::{ConfirmationResult, InboundEvent},
+    page::Order,
+};
+
+use crate::{
+    Engine, Inner,
+    change::{change, session_view, text},
+    fail,
+    hub::Subscription,
+    machine::{Input, InputKind, Machine, Status, Step},
+    prompt::Spec,
+    runner::Start,
+};
+
+/// A session to create; references are resolved already.
+#[derive(Debug)]
+pub struct NewSessionRequest {
+    pub workspace: WorkspaceId,
+    pub agent: AgentSnapshot,
+    pub environment_id: EnvironmentId,
+    /// The environment's configuration as JSON text.
+    pub environment: String,
+    pub title: Option<String>,
+    /// JSON text.
+    pub metadata: String,
+    pub events: Vec<InboundEvent>,
+    pub actor: Actor,
+}
+
+/// What an update does to the parts of a session that clients edit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SessionEdit {
+    pub title: Option<String>,
+    /// JSON text.
+    pub metadata: String,
+    /// JSON text.
+    pub agent: String,
+    /// The fields of `session.updated`: only what changed, never empty.
+    pub changed: String,
+}
+
+/// A stream about to be served.
+#[derive(Debug)]
+pub enum Watch {
+    Live(Subscription),
+    /// The session is over: this is its last event.
+    Over(Option<Row>),
+}
+
+impl Engine {
+    /// Creates a session and, with events, starts its first turn.
+    ///
+    /// # Errors
+    /// [`AppendError::Refused`] for events that this server cannot take.
+    pub async fn session_create(
+        &self,
+        request: NewSessionRequest,
+    ) -> Result<SessionRecord, AppendError> {
+        let inner = &self.inner;
+        let inputs = inputs(&request.events)?;
+        let (id, thread) = (SessionId::new(), ThreadId::new());
+        let spec = Arc::new(Spec::new(request.agent.clone(), &inner.models));
+        let needs_sandbox = request.agent.spec.needs_sandbox();
+        let owner = (!inputs.is_empty() && inner.has_room()).then_some(inner.server);
+        // Refused before anything is written: what a session refuses is the same at every time.
+        let decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
+            let machine = Machine::new(thread, request.agent.spec.name.clone());
+            let mut new_id = EventId::new;
+            let mut step = Step::new(machine, 0, now, &mut new_id);
+            step.accept(id, &inputs)?;
+            Ok(step.finish())
+        };
+        decide(Timestamp::from_micros(0))?;
+        let new = NewSession {
+            id,
+            workspace: request.workspace,
+            agent_id: request.agent.id,
+            agent_version: request.agent.version,
+            environment_id: request.environment_id,
+            agent: text(&request.agent),
+            environment: request.environment,
+            title: request.title,
+            metadata: request.metadata,
+            created_by: request.actor.key,
+            request_id: request.actor.request,
+            thread,
+            thread_agent: text(&request.agent.thread_agent()),
+        };
+        let created = inner
+            .store
+            .session_create(new, |now| {
+                let (machine, events) = decide(now).unwrap_or_else(|_| {
+                    (
+                        Machine::new(thread, request.agent.spec.name.clone()),
+                        Vec::new(),
+                    )
+                });
+                let change = change(&machine, events, now, LeaseChange::Keep);
+                FirstState {
+                    status: change.status,
+                    thread_status: change.threads[0].status,
+                    thread_view: change.threads[0].view.clone(),
+                    machine: change.machine,
+                    view: session_view(&machine),
+                    queued: change.queued,
+                    wake_at: change.wake_at,
+                    events: change.events,
+                    owner,
+                }
+            })
+            .await?;
+        inner.published(id, &created.rows);
+        if needs_sandbox {
+            inner.provision(id);
+        }
+        if owner.is_some() {
+            let machine: Machine = serde_json::from_str(&created.record.machine)
+                .map_err(|source| StoreError::corrupt("session_state", "machine", id)(source))?;
+            inner.drive(Start {
+                session: id,
+                epoch: created.record.epoch,
+                machine,
+                last_seq: created.record.last_seq,
+                spec,
+                unclean: false,
+            });
+        } else if created.record.status == "running" {
+            inner.notifier.wake(id, created.record.last_seq);
+        }
+        Ok(created.record)
+    }
+
+    /// Takes a client's events, all or none. Answers them as they stand in the log now: inputs that
+    /// are queued in their queued form.
+    ///
+    /// # Errors
+    /// 400 in the API's words when the session cannot take one of them now.
+    pub async fn session_send(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        events: &[InboundEvent],
+        actor: &Actor,
+    ) -> Result<Vec<Row>, AppendError> {
+        let inner = &self.inner;
+        let inputs = inputs(events)?;
+        let claim = inner.has_room().then_some(inner.server);
+        let mut accepted = Accepted::default();
+        fail::point("before_input_commit");
+        let appended = inner
+            .store
+            .append(
+                session,
+                Guard::Client {
+                    workspace,
+                    cold: true,
+                },
+                actor,
+                |head| {
+                    if head.archived {
+                        return Err(ApiError::invalid(format!(
+                            "Cannot send events to archived session: {session}"
+                        )));
+                    }
+                    let mut new_id = EventId::new;
+                    let machine = state(head)?;
+                    let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
+                    step.accept(session, &inputs)?;
+                    let (machine, events) = step.finish();
+                    let works = matches!(machine.status, Status::Running | Status::Rescheduling);
+                    let lease = match claim {
+                        Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
+                        _ => LeaseChange::Keep,
+                    };
+                    accepted = Accepted {
+                        claimed: matches!(lease, LeaseChange::Claim(_)),
+                        driven: head.owner.is_some(),
+                        works,
+                        machine: Some(machine.clone()),
+                        agent: head.cold.as_ref().map(|cold| cold.agent.clone()),
+                    };
+                    Ok(Some(Change {
+                        accepted: true,
+                        ..change(&machine, events, head.now, lease)
+                    }))
+                },
+            )
+            .await?;
+        fail::point("after_input_commit");
+        let Some(appended) = appended else {
+            return Ok(Vec::new());
+        };
+        inner.published(session, &appended.rows);
+        self.follow_up(session, &appended, accepted);
+        Ok(created_rows(appended.rows))
+    }
+
+    /// Sees to it that somebody drives a session that has work.
+    fn follow_up(&self, session: SessionId, appended: &Appended, accepted: Accepted) {
+        let inner = &self.inner;
+        let last_seq = appended.rows.last().map_or(0, |row| row.seq);
+        let agent = accepted
+            .agent
+            .and_then(|agent| serde_json::from_str(&agent).ok());
+        match (accepted.machine, agent) {
+            (Some(machine), Some(agent)) if accepted.claimed => inner.drive(Start {
+                session,
+                epoch: appended.epoch,
+                machine,
+                last_seq,
+                spec: Arc::new(Spec::new(agent, &inner.models)),
+                unclean: appended.unclean,
+            }),
+            _ if accepted.driven => {
+                inner.poke(session);
+            }
+            _ if accepted.works => {
+                inner.claims.notify_one();
+                inner.notifier.wake(session, last_seq);
+            }
+            _ => {}
+        }
+    }
+
+    /// Changes what clients edit. `edit` sees the present values and answers the new ones, or `None`
+    /// when nothing changes.
+    ///
+    /// # Errors
+    /// What `edit` refuses.
+    pub async fn session_edit(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        actor: &Actor,
+        edit: impl FnOnce(&Cold, Status) -> Result<Option<SessionEdit>, ApiError> + Send,
+    ) -> Result<(), AppendError> {
+        let inner = &self.inner;
+        let appended = inner
+            .store
+            .append(session, Guard::Client { workspace, cold: true }, actor, |head| {
+                let machine = state(head)?;
+                if head.archived || machine.status == Status::Terminated {
+                    return Err(ApiError::invalid(format!(
+                        "Cannot update session {session}: it is archived or terminated and can only \
+                         be read or deleted"
+                    )));
+                }
+                let cold = head.cold.as_ref().ok_or_else(ApiError::internal)?;
+                let Some(edit) = edit(cold, machine.status)? else { return Ok(None) };
+                let mut new_id = EventId::new;
+                let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
+                step.updated(edit.changed);
+                let (machine, events) = step.finish();
+                Ok(Some(Change {
+                    touched: true,
+                    cold: Some(Cold {
+                        title: edit.title,
+                        metadata: edit.metadata,
+                        agent: edit.agent,
+                    }),
+                    ..change(&machine, events, head.now, LeaseChange::Keep)
+                }))
+            })
+            .await?;
+        if let Some(appended) = appended {
+            inner.published(session, &appended.rows);
+            inner.poke(session);
+        }
+        Ok(())
+    }
+
+    /// Archives a session; archiving an archived one changes nothing.
+    ///
+    /// # Errors
+    /// 400 while it works.
+    pub async fn session_archive(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        actor: &Actor,
+    ) -> Result<(), AppendError> {
+        self.end(workspace, session, actor, End::Archive).await
+    }
+
+    /// Deletes a session: gone for clients at once.
+    ///
+    /// # Errors
+    /// 400 while it works.
+    pub async fn session_delete(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        actor: &Actor,
+    ) -> Result<(), AppendError> {
+        self.end(workspace, session, actor, End::Delete).await?;
+        self.inner.hub.deleted(session);
+        self.inner.notifier.deleted(session);
+        Ok(())
+    }
+
+    async fn end(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        actor: &Actor,
+        end: End,
+    ) -> Result<(), AppendError> {
+        let inner = &self.inner;
+        let appended = inner
+            .store
+            .append(
+                session,
+                Guard::Client {
+                    workspace,
+                    cold: false,
+                },
+                actor,
+                |head| {
+                    if head.archived && end == End::Archive {
+                        return Ok(None);
+                    }
+                    let mut new_id = EventId::new;
+                    let mut step = Step::new(state(head)?, head.last_seq, head.now, &mut new_id);
+                    step.terminate(match end {
+                        End::Archive => "archive",
+                        End::Delete => "delete",
+                    })?;
+                    let (machine, events) = step.finish();
+                    // A deleted session's streams end with `session.deleted`, which is never stored.
+                    let events = if end == End::Delete {
+                        Vec::new()
+                    } else {
+                        events
+                    };
+                    let lease = LeaseChange::Release { unclean: false };
+                    Ok(Some(Change {
+                        touched: true,
+                        end: Some(end),
+                        ..change(&machine, events, head.now, lease)
+                    }))
+                },
+            )
+            .await?;
+        if let Some(appended) = appended {
+            inner.published(session, &appended.rows);
+            inner.sandboxes.release(session);
+        }
+        Ok(())
+    }
+
+    /// Begins to watch a session, from `after` (a position the client has seen), or from the events of
+    /// a request that was accepted within `replay` before now, or from now on.
+    ///
+    /// # Errors
+    /// [`AppendError::NotFound`], and a position that the log has not reached.
+    pub async fn watch(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        after: Option<i64>,
+        replay: std::time::Duration,
+    ) -> Result<Watch, AppendError> {
+        let inner = &self.inner;
+        // Registered first, position read second: nothing in between is missed.
+        let mut subscription = inner.hub.subscribe(session);
+        let position = inner
+            .store
+            .session_position(workspace, session, replay)
+            .await?
+            .ok_or(AppendError::NotFound)?;
+        if after.is_some_and(|seq| seq < 0 || seq > position.last_seq) {
+            return Err(ApiError::invalid(
+                "Last-Event-ID: this session's log has no such position; open the stream without it \
+                 and list the events instead",
+            )
+            .into());
+        }
+        if position.terminated && after.is_none_or(|seq| seq >= position.last_seq) {
+            let query = EventQuery {
+                session,
+                thread: None,
+                order: Order::Desc,
+                types: vec![EventType::SessionStatusTerminated],
+                after: None,
+                before: None,
+                cursor: selfsame_store::EventCursor::default(),
+                limit: 1,
+            };
+            let page = inner.store.event_list(&query).await?;
+            return Ok(Watch::Over(page.rows.into_iter().next()));
+        }
+        let from = after.or(position.accepted_seq).unwrap_or(position.last_seq);
+        subscription.start(from, position.last_seq);
+        Ok(Watch::Live(subscription))
+    }
+}
+
+impl Inner {
+    /// Makes a session's sandbox in the background, so that the first call finds it ready.
+    fn provision(self: &Arc<Self>, session: SessionId) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                made = inner.sandboxes.acquire(session, 0) => {
+                    if let Err(error) = made {
+                        // The first call tries again and tells the model.
+                        tracing::warn!(%session, %error, "cannot provision a sandbox yet");
+                    }
+                }
+                () = inner.shutdown.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// What the decision of [`Engine::session_send`] found.
+#[derive(Debug, Default)]
+struct Accepted {
+    claimed: bool,
+    driven: bool,
+    works: bool,
+    machine: Option<Machine>,
+    agent: Option<String>,
+}
+
+fn state(head: &Head) -> Result<Machine, ApiError> {
+    serde_json::from_str(&head.machine).map_err(|error| {
+        tracing::error!(session = %head.session, %error, "the saved state cannot be read back");
+        ApiError::internal()
+    })
+}
+
+/// The rows that answer a request: what the client sent, each once, in its first form.
+fn created_rows(rows: Vec<Row>) -> Vec<Row> {
+    let mut seen = std::collections::HashSet::new();
+    rows.into_iter()
+        .filter(|row| {
+            let name = row.event_type.as_str();
+            (name.starts_with("user.") || name == "system.message") && seen.insert(row.id)
+        })
+        .collect()
+}
+
+/// Parsed events as the machine takes them.
+fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
+    events
+        .iter()
+        .map(|event| {
+            let kind = match event {
+                InboundEvent::UserMessage(_) => InputKind::Message,
+                InboundEvent::SystemMessage(_) => InputKind::System,
+                InboundEvent::UserInterrupt(interrupt) => InputKind::Interrupt {
+                    thread: interrupt.session_thread_id,
+                },
+                InboundEvent::UserToolConfirmation(answer) => InputKind::Confirmation {
+                    call: answer.tool_use_id,
+                    allow: answer.result == ConfirmationResult::Allow,
+                    deny_message: answer.deny_message.clone(),
+                },
+                InboundEvent::UserCustomToolResult(answer) => InputKind::CustomResult {
+                    call: answer.custom_tool_use_id,
+                },
+                InboundEvent::UserToolResult(_) => {
+                    return Err(ApiError::invalid(
+                        "user.tool_result: only sessions on a `self_hosted` environment take it",
+                    ));
+                }
+                InboundEvent::UserDefineOutcome(_) => {
+                    return Err(ApiError::not_implemented(
+                        "user.define_outcome: this server does not offer outcomes yet",
+                    ));
+                }
+            };
+            Ok(Input {
+                kind,
+                fields: event.fields(),
+            })
+        })
+        .collect()
+}

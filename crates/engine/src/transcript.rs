@@ -1,0 +1,285 @@
+//! What the model sees of a thread: its events, turned back into messages.
+//!
+//! Built row by row and only ever extended, so the bytes of a prompt's prefix stay the same from
+//! request to request and the upstream's cache keeps hitting. A call without a result (cut off by an
+//! interrupt) is answered here with the usual text, because the upstream accepts no open ends.
+
+use std::collections::HashMap;
+
+use selfsame_store::Row;
+use selfsame_types::{EventId, event::EventType};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::machine::{INTERRUPTED, Private};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    User,
+    Assistant,
+    System,
+}
+
+#[derive(Debug, Clone)]
+struct Message {
+    role: Role,
+    blocks: Vec<Box<RawValue>>,
+}
+
+/// A call as the model made it.
+#[derive(Debug, Clone)]
+pub struct CallInfo {
+    pub model_id: String,
+    pub name: String,
+    pub input: Box<RawValue>,
+}
+
+/// A thread's messages so far.
+#[derive(Debug, Clone, Default)]
+pub struct Transcript {
+    messages: Vec<Message>,
+    /// Calls without a result, in the order they were made.
+    open: Vec<EventId>,
+    calls: HashMap<EventId, CallInfo>,
+    /// Position of the last row that went in.
+    pub last_seq: i64,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(default)]
+    content: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Use {
+    name: String,
+    input: Box<RawValue>,
+}
+
+#[derive(Deserialize)]
+struct ToolAnswer {
+    #[serde(alias = "custom_tool_use_id")]
+    tool_use_id: EventId,
+    #[serde(default)]
+    content: Option<Vec<Box<RawValue>>>,
+    #[serde(default)]
+    is_error: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct ToolUse<'a> {
+    r#type: &'static str,
+    id: &'a str,
+    name: &'a str,
+    input: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct ToolResult<'a> {
+    r#type: &'static str,
+    tool_use_id: &'a str,
+    content: &'a [Box<RawValue>],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_error: bool,
+}
+
+#[derive(Serialize)]
+struct Text<'a> {
+    r#type: &'static str,
+    text: &'a str,
+}
+
+/// A row of this program's own that cannot be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("event {event} cannot be read back")]
+pub struct Unreadable {
+    event: EventId,
+    #[source]
+    source: serde_json::Error,
+}
+
+impl Transcript {
+    /// A call that has no result yet.
+    #[must_use]
+    pub fn call(&self, id: EventId) -> Option<&CallInfo> {
+        self.calls.get(&id)
+    }
+
+    /// Adds rows of the thread, in order; rows it has already are passed over.
+    ///
+    /// # Errors
+    /// When a row is not what this program writes.
+    pub fn extend<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = &'a Row>,
+    ) -> Result<(), Unreadable> {
+        for row in rows {
+            if row.seq > self.last_seq {
+                self.feed(row).map_err(|source| Unreadable {
+                    event: row.id,
+                    source,
+                })?;
+                self.last_seq = row.seq;
+            }
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, row: &Row) -> Result<(), serde_json::Error> {
+        if row.processed_at.is_none() {
+            return Ok(());
+        }
+        let private: Private = match &row.private {
+            Some(text) => serde_json::from_str(text)?,
+            None => Private::default(),
+        };
+        match row.event_type {
+            EventType::UserMessage | EventType::SystemMessage if private.flushed => {}
+            EventType::UserMessage => {
+                let Content { content } = serde_json::from_str(&row.body)?;
+                self.close_calls()?;
+                self.push(Role::User, content);
+            }
+            EventType::SystemMessage => {
+                let Content { content } = serde_json::from_str(&row.body)?;
+                self.close_calls()?;
+                self.push(Role::System, content);
+            }
+            EventType::AgentThinking => {
+                if let Some(block) = private.block {
+                    self.push(Role::Assistant, vec![block]);
+                }
+            }
+            EventType::AgentMessage => {
+                let Content { content } = serde_json::from_str(&row.body)?;
+                self.push(Role::Assistant, content);
+            }
+            EventType::AgentToolUse | EventType::AgentCustomToolUse => {
+                let Use { name, input } = serde_json::from_str(&row.body)?;
+                let model_id = private.model_id.unwrap_or_else(|| row.id.to_string());
+                let block = to_raw_value(&ToolUse {
+                    r#type: "tool_use",
+                    id: &model_id,
+                    name: &name,
+                    input: &input,
+                })?;
+                self.push(Role::Assistant, vec![block]);
+                self.open.push(row.id);
+                self.calls.insert(
+                    row.id,
+                    CallInfo {
+                        model_id,
+                        name,
+                        input,
+                    },
+                );
+            }
+            EventType::AgentToolResult | EventType::UserCustomToolResult => {
+                let answer: ToolAnswer = serde_json::from_str(&row.body)?;
+                let content = answer.content.unwrap_or_default();
+                self.answer(answer.tool_use_id, &content, answer.is_error == Some(true))?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, role: Role, blocks: Vec<Box<RawValue>>) {
+        if blocks.is_empty() {
+            return;
+        }
+        match self.messages.last_mut() {
+            Some(last) if last.role == role => last.blocks.extend(blocks),
+            _ => self.messages.push(Message { role, blocks }),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        call: EventId,
+        content: &[Box<RawValue>],
+        is_error: bool,
+    ) -> Result<(), serde_json::Error> {
+        let Some(info) = self.calls.remove(&call) else {
+            return Ok(());
+        };
+        self.open.retain(|open| *open != call);
+        let block = to_raw_value(&ToolResult {
+            r#type: "tool_result",
+            tool_use_id: &info.model_id,
+            content,
+            is_error,
+        })?;
+        self.push(Role::User, vec![block]);
+        Ok(())
+    }
+
+    /// Answers calls that will never have a result of their own.
+    fn close_calls(&mut self) -> Result<(), serde_json::Error> {
+        let text = to_raw_value(&Text {
+            r#type: "text",
+            text: INTERRUPTED,
+        })?;
+        for call in std::mem::take(&mut self.open) {
+            self.answer(call, std::slice::from_ref(&text), true)?;
+        }
+        Ok(())
+    }
+
+    /// The `messages` of a request, with a cache breakpoint on the user's last block.
+    ///
+    /// # Panics
+    /// Never: raw JSON serializes.
+    #[must_use]
+    pub fn messages(&self) -> Vec<Box<RawValue>> {
+        #[derive(Serialize)]
+        struct Wire<'a> {
+            role: Role,
+            content: &'a [Box<RawValue>],
+        }
+        let last = self
+            .messages
+            .iter()
+            .rposition(|message| message.role == Role::User);
+        self.messages
+            .iter()
+            .enumerate()
+            .map(|(index, message)| {
+                let mut blocks = std::borrow::Cow::Borrowed(message.blocks.as_slice());
+                if Some(index) == last
+                    && let Some(block) = blocks.to_mut().last_mut()
+                {
+                    *block = with_cache_breakpoint(block);
+                }
+                to_raw_value(&Wire {
+                    role: message.role,
+                    content: &blocks,
+                })
+                .expect("raw blocks serialize")
+            })
+            .collect()
+    }
+}
+
+/// The same object with `cache_control` as its last key.
+///
+/// # Panics
+/// Never: the text stays a JSON object.
+#[must_use]
+pub fn with_cache_breakpoint(block: &RawValue) -> Box<RawValue> {
+    let text = block.get().trim_end();
+    let Some(open) = text.strip_suffix('}') else {
+        return block.to_owned();
+    };
+    let comma = if open.trim_end().ends_with('{') {
+        ""
+    } else {
+        ","
+    };
+    RawValue::from_string(format!(
+        "{open}{comma}\"cache_control\":{{\"type\":\"ephemeral\"}}}}"
+    ))
+    .expect("an object with one more key is JSON")
+}

@@ -1,0 +1,55 @@
+//! The program itself, as opposed to the protocol in the library.
+//!
+//! ```text
+//! serve ── accept loop ── session (one per admitted server; a new one ends the older ones)
+//!   │                        └── substream (one per request) ── waits for ─┐
+//!   ├── reaper                                                             │
+//!   └── calls: one task per call, whatever happens to sessions ◄───────────┘
+//!          └── tools: shells (one per thread), files, search
+//! ```
+//!
+//! Everything runs on one thread, except file work, which has a few threads of its own.
+
+mod calls;
+mod children;
+mod files;
+mod grep;
+mod output;
+mod relay;
+mod search;
+mod serve;
+mod shell;
+mod socket;
+mod tools;
+
+use std::{env, ffi::OsString};
+
+pub(crate) use relay::relay;
+pub(crate) use serve::{Options, serve};
+pub(crate) use socket::Socket;
+
+/// The environment of everything that is started: this process's own, without what belongs to the
+/// server, and with what programs expect to find.
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let mut own: Vec<(OsString, OsString)> = env::vars_os()
+        .filter(|(name, _)| {
+            let name = name.as_encoded_bytes();
+            !name.starts_with(b"ANTHROPIC_")
+                && !name.starts_with(b"SELFSAME_")
+                && !matches!(name, b"TERM" | b"PS1" | b"PS2" | b"BASH_ENV" | b"ENV")
+        })
+        .collect();
+    for (name, value) in [
+        (
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ),
+        ("HOME", "/root"),
+    ] {
+        if !own.iter().any(|(own, _)| own == name) {
+            own.push((name.into(), value.into()));
+        }
+    }
+    own.push(("TERM".into(), "dumb".into()));
+    own.into_iter()
+}

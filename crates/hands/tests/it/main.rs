@@ -1,0 +1,8 @@
+//! The hands as a server sees them: the real program, through the real client, on plain processes.
+
+mod backend;
+mod bash;
+mod files;
+mod harness;
+mod protocol;
+mod search;

@@ -1,0 +1,406 @@
+//! The log: append and read.
+//!
+//! [`Store::append`] is the only way an event comes into being. It locks the session's state row,
+//! lets the caller decide from what it finds there, and writes events and new state in the same
+//! transaction. Hence sequence order is commit order within a session, a reader after `seq > n` never
+//! misses an event, and `GET session` never contradicts the log.
+
+use std::sync::Arc;
+
+use selfsame_types::{
+    ApiError, EventId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    event::{EventType, NewEvent, Processed},
+};
+use uuid::Uuid;
+
+use crate::{Actor, Store, StoreError, time};
+
+/// Who appends, and by what right.
+#[derive(Debug, Clone, Copy)]
+pub enum Guard {
+    /// A client of this workspace. With `cold`, the decision also sees [`Head::cold`].
+    Client { workspace: WorkspaceId, cold: bool },
+    /// The runner that holds the session's lease with this epoch.
+    Runner { server: ServerId, epoch: i64 },
+}
+
+/// The locked state that a decision is made from.
+#[derive(Debug)]
+pub struct Head {
+    pub session: SessionId,
+    pub workspace: WorkspaceId,
+    /// The database's clock, and never before an earlier event of this session.
+    pub now: Timestamp,
+    pub last_seq: i64,
+    /// Saved state of the engine.
+    pub machine: String,
+    pub queued: Vec<i64>,
+    pub owner: Option<ServerId>,
+    pub epoch: i64,
+    pub archived: bool,
+    pub cold: Option<Cold>,
+}
+
+/// The parts of a session that clients edit.
+#[derive(Debug, Clone)]
+pub struct Cold {
+    pub title: Option<String>,
+    /// JSON text.
+    pub metadata: String,
+    /// The agent snapshot as JSON text.
+    pub agent: String,
+}
+
+/// What becomes of the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseChange {
+    Keep,
+    /// This server takes a session that nobody drives.
+    Claim(ServerId),
+    /// The runner is done, or hands over; `unclean` when something was still in flight.
+    Release {
+        unclean: bool,
+    },
+}
+
+/// A thread whose row changes with an append.
+#[derive(Debug, Clone)]
+pub struct ThreadChange {
+    pub id: ThreadId,
+    pub status: &'static str,
+    pub view: String,
+}
+
+/// What an append writes.
+#[derive(Debug)]
+pub struct Change {
+    pub events: Vec<NewEvent>,
+    pub machine: String,
+    pub status: &'static str,
+    pub view: String,
+    pub threads: Vec<ThreadChange>,
+    /// Positions of inputs that are still unprocessed, new ones included.
+    pub queued: Vec<i64>,
+    pub wake_at: Option<Timestamp>,
+    pub lease: LeaseChange,
+    /// The session's `updated_at` moves.
+    pub touched: bool,
+    /// A client's input was accepted: a stream opened shortly afterwards begins here.
+    pub accepted: bool,
+    /// Replaces what clients edit.
+    pub cold: Option<Cold>,
+    pub end: Option<End>,
+    pub request: Option<ModelRequest>,
+}
+
+/// How a session ends for its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Archive,
+    /// Hidden at once; the rows are purged in the background.
+    Delete,
+}
+
+/// A ledger row of one request to a model.
+#[derive(Debug, Clone)]
+pub struct ModelRequest {
+    pub id: EventId,
+    pub thread: ThreadId,
+    pub model: String,
+    pub route: String,
+    pub started_at: Timestamp,
+    pub outcome: &'static str,
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    pub cache_read_input_tokens: i64,
+    pub cache_creation_input_tokens: i64,
+}
+
+/// An event as it stands in the log.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub seq: i64,
+    pub id: EventId,
+    pub thread: ThreadId,
+    pub on_session: bool,
+    pub event_type: EventType,
+    pub processed_at: Option<Timestamp>,
+    pub body: Arc<str>,
+    pub private: Option<Arc<str>>,
+}
+
+/// What an append did.
+#[derive(Debug)]
+pub struct Appended {
+    pub rows: Vec<Row>,
+    pub epoch: i64,
+    pub at: Timestamp,
+    /// The one who let go of the lease did so in the middle of something.
+    pub unclean: bool,
+}
+
+/// Why nothing was appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// No such session in this workspace.
+    #[error("no such session")]
+    NotFound,
+    /// The decision refused.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for AppendError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl Store {
+    /// Decides and appends under the session's lock. `decide` runs between lock and write; it must
+    /// not block. Answering no change (`None`) writes nothing.
+    ///
+    /// # Errors
+    /// [`AppendError::Refused`] is the decision's own. After a [`StoreError::Database`] the outcome of
+    /// the commit may be unknown.
+    pub async fn append<F>(
+        &self,
+        session: SessionId,
+        guard: Guard,
+        actor: &Actor,
+        decide: F,
+    ) -> Result<Option<Appended>, AppendError>
+    where
+        F: FnOnce(&Head) -> Result<Option<Change>, ApiError> + Send,
+    {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            r#"
+            SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
+                   c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
+                   CASE WHEN $2 THEN c.title END AS title,
+                   CASE WHEN $2 THEN c.metadata END AS metadata,
+                   CASE WHEN $2 THEN c.agent END AS agent
+            FROM session_state s
+            JOIN sessions c ON c.id = s.session_id
+            WHERE s.session_id = $1 AND c.deleted_at IS NULL
+            FOR UPDATE OF s
+            "#,
+            session.0,
+            matches!(guard, Guard::Client { cold: true, .. }),
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(AppendError::NotFound)?;
+        let head = Head {
+            session,
+            workspace: WorkspaceId(row.workspace_id),
+            now: time(row.now).max(time(row.last_processed_at)),
+            last_seq: row.last_seq,
+            machine: row.machine,
+            queued: row.queued,
+            owner: row.owner.map(ServerId),
+            epoch: row.epoch,
+            archived: row.archived_at.is_some(),
+            cold: row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
+                title: row.title,
+                metadata,
+                agent,
+            }),
+        };
+        match guard {
+            Guard::Client { workspace, .. } if workspace != head.workspace => {
+                return Err(AppendError::NotFound);
+            }
+            Guard::Runner { server, epoch }
+                if head.owner != Some(server) || head.epoch != epoch =>
+            {
+                return Err(StoreError::LeaseLost.into());
+            }
+            Guard::Client { .. } | Guard::Runner { .. } => {}
+        }
+        let Some(change) = decide(&head)? else {
+            return Ok(None);
+        };
+        let rows = render_rows(&change.events, head.last_seq, head.now);
+        let (owner, epoch, unclean) = match change.lease {
+            LeaseChange::Keep => (head.owner, head.epoch, None),
+            LeaseChange::Claim(server) => (Some(server), head.epoch + 1, None),
+            LeaseChange::Release { unclean } => (None, head.epoch, Some(unclean)),
+        };
+        let columns = Columns::of(&rows);
+        // One statement, one round trip: the events, their threads, the state.
+        sqlx::query!(
+            r#"
+            WITH appended AS (
+                INSERT INTO events (session_id, seq, event_id, thread_id, on_session, type,
+                                    processed_at, body, private, actor_key, request_id)
+                SELECT $1, seq, event_id, thread_id, on_session, type,
+                       CASE WHEN processed THEN $2::timestamptz END, body, private, $3, $4
+                FROM unnest($5::bigint[], $6::uuid[], $7::uuid[], $8::boolean[], $9::text[],
+                            $10::boolean[], $11::text[], $12::text[])
+                  AS e (seq, event_id, thread_id, on_session, type, processed, body, private)
+            ), moved AS (
+                UPDATE session_threads t
+                SET status = c.status, view = c.view,
+                    updated_at = CASE WHEN t.status <> c.status THEN $2 ELSE t.updated_at END,
+                    archived_at = CASE WHEN $13 THEN COALESCE(t.archived_at, $2)
+                                       ELSE t.archived_at END
+                FROM unnest($14::uuid[], $15::text[], $16::text[]) AS c (id, status, view)
+                WHERE t.id = c.id
+            )
+            UPDATE session_state
+            SET status = $17, last_seq = $18, queued = $19, view = $20, machine = $21,
+                owner = $22, epoch = $23, unclean = COALESCE($24, unclean), wake_at = $25,
+                last_processed_at = $2,
+                updated_at = CASE WHEN $26 OR status <> $17 THEN $2 ELSE updated_at END,
+                accepted_seq = CASE WHEN $27 THEN last_seq ELSE accepted_seq END,
+                accepted_at = CASE WHEN $27 THEN $2 ELSE accepted_at END
+            WHERE session_id = $1
+            "#,
+            session.0,
+            jiff_sqlx::Timestamp::from(head.now.inner()) as _,
+            actor.key.map(|key| key.0),
+            actor.request,
+            &columns.seqs,
+            &columns.ids,
+            &columns.threads,
+            &columns.on_session,
+            &columns.types as _,
+            &columns.processed,
+            &columns.bodies as _,
+            &columns.privates as _,
+            change.end == Some(End::Archive),
+            &change.threads.iter().map(|t| t.id.0).collect::<Vec<_>>(),
+            &change.threads.iter().map(|t| t.status).collect::<Vec<_>>() as _,
+            &change
+                .threads
+                .iter()
+                .map(|t| t.view.as_str())
+                .collect::<Vec<_>>() as _,
+            change.status,
+            rows.last().map_or(head.last_seq, |row| row.seq),
+            &change.queued,
+            change.view,
+            change.machine,
+            owner.map(|server| server.0),
+            epoch,
+            unclean,
+            change
+                .wake_at
+                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
+            change.touched,
+            change.accepted,
+        )
+        .execute(&mut *tx)
+        .await?;
+        if let Some(cold) = &change.cold {
+            sqlx::query!(
+                "UPDATE sessions SET title = $2, metadata = $3, agent = $4 WHERE id = $1",
+                session.0,
+                cold.title,
+                cold.metadata,
+                cold.agent,
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        if let Some(end) = change.end {
+            sqlx::query!(
+                r#"
+                UPDATE sessions
+                SET archived_at = CASE WHEN $3 THEN archived_at ELSE COALESCE(archived_at, $2) END,
+                    deleted_at = CASE WHEN $3 THEN $2 ELSE deleted_at END
+                WHERE id = $1
+                "#,
+                session.0,
+                jiff_sqlx::Timestamp::from(head.now.inner()) as _,
+                end == End::Delete,
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        if let Some(request) = &change.request {
+            sqlx::query!(
+                r#"
+                INSERT INTO model_requests (id, workspace_id, session_id, thread_id, key_id,
+                    agent_id, model, route, started_at, ended_at, outcome, input_tokens,
+                    output_tokens, cache_read_input_tokens, cache_creation_input_tokens)
+                SELECT $1, $2, $3, $4, c.created_by, c.agent_id, $5, $6, $7, $8, $9, $10, $11, $12, $13
+                FROM sessions c WHERE c.id = $3
+                ON CONFLICT (id) DO NOTHING
+                "#,
+                request.id.0,
+                head.workspace.0,
+                session.0,
+                request.thread.0,
+                request.model,
+                request.route,
+                jiff_sqlx::Timestamp::from(request.started_at.inner()) as _,
+                jiff_sqlx::Timestamp::from(head.now.inner()) as _,
+                request.outcome,
+                request.input_tokens,
+                request.output_tokens,
+                request.cache_read_input_tokens,
+                request.cache_creation_input_tokens,
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(Some(Appended {
+            rows,
+            epoch,
+            at: head.now,
+            unclean: row.unclean,
+        }))
+    }
+}
+
+/// The rows that `events` become behind `last_seq`.
+pub(crate) fn render_rows(events: &[NewEvent], last_seq: i64, at: Timestamp) -> Vec<Row> {
+    events
+        .iter()
+        .zip(last_seq + 1..)
+        .map(|(event, seq)| Row {
+            seq,
+            id: event.id,
+            thread: event.thread,
+            on_session: event.on_session,
+            event_type: event.event_type,
+            processed_at: (event.processed == Processed::Now).then_some(at),
+            body: event.render(at).into(),
+            private: event.private.as_deref().map(Into::into),
+        })
+        .collect()
+}
+
+/// Rows turned into the arrays that `unnest` takes.
+pub(crate) struct Columns<'a> {
+    pub(crate) seqs: Vec<i64>,
+    pub(crate) ids: Vec<Uuid>,
+    pub(crate) threads: Vec<Uuid>,
+    pub(crate) on_session: Vec<bool>,
+    pub(crate) types: Vec<&'static str>,
+    pub(crate) processed: Vec<bool>,
+    pub(crate) bodies: Vec<&'a str>,
+    pub(crate) privates: Vec<Option<&'a str>>,
+}
+
+impl<'a> Columns<'a> {
+    pub(crate) fn of(rows: &'a [Row]) -> Self {
+        Self {
+            seqs: rows.iter().map(|row| row.seq).collect(),
+            ids: rows.iter().map(|row| row.id.0).collect(),
+            threads: rows.iter().map(|row| row.thread.0).collect(),
+            on_session: rows.iter().map(|row| row.on_session).collect(),
+            types: rows.iter().map(|row| row.event_type.as_str()).collect(),
+            processed: rows.iter().map(|row| row.processed_at.is_some()).collect(),
+            bodies: rows.iter().map(|row| &*row.body).collect(),
+            privates: rows.iter().map(|row| row.private.as_deref()).collect(),
+        }
+    }
+}

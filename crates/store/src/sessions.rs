@@ -1,0 +1,549 @@
+//! Sessions and their threads: creation, reading, lists, title and metadata, deletion.
+//!
+//! The cold row (`sessions`) and the hot one (`session_state`) are read together and always give one
+//! session object. Everything that appends events goes through [`Store::append`](crate::Store::append).
+
+use selfsame_types::{
+    AgentId, EnvironmentId, KeyId, SessionId, ThreadId, Timestamp, WorkspaceId, event::NewEvent,
+    page::Order,
+};
+use sqlx::{Postgres, QueryBuilder};
+
+use crate::{
+    Row, Store, StoreError,
+    log::{Columns, render_rows},
+    time,
+};
+
+/// A session to create, with the first events of its log.
+#[derive(Debug)]
+pub struct NewSession {
+    pub id: SessionId,
+    pub workspace: WorkspaceId,
+    pub agent_id: AgentId,
+    pub agent_version: i32,
+    pub environment_id: EnvironmentId,
+    /// JSON texts, as stored and shown.
+    pub agent: String,
+    pub environment: String,
+    pub title: Option<String>,
+    pub metadata: String,
+    pub created_by: Option<KeyId>,
+    pub request_id: Option<String>,
+    pub thread: ThreadId,
+    pub thread_agent: String,
+}
+
+/// The hot half of a new session, decided once its time of creation is known.
+#[derive(Debug)]
+pub struct FirstState {
+    pub events: Vec<NewEvent>,
+    pub status: &'static str,
+    pub thread_status: &'static str,
+    pub machine: String,
+    pub view: String,
+    pub thread_view: String,
+    pub queued: Vec<i64>,
+    pub wake_at: Option<Timestamp>,
+    /// The server that starts driving it at once.
+    pub owner: Option<selfsame_types::ServerId>,
+}
+
+/// A session as read: JSON texts are still texts.
+#[derive(Debug, Clone)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    pub workspace: WorkspaceId,
+    pub environment_id: EnvironmentId,
+    pub agent: String,
+    pub environment: String,
+    pub title: Option<String>,
+    pub metadata: String,
+    pub status: String,
+    pub view: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub archived_at: Option<Timestamp>,
+    /// The database's clock when it was read.
+    pub now: Timestamp,
+    pub primary_thread: ThreadId,
+    pub last_seq: i64,
+    pub machine: String,
+    pub epoch: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct SessionRow {
+    id: uuid::Uuid,
+    workspace_id: uuid::Uuid,
+    environment_id: uuid::Uuid,
+    agent: String,
+    environment: String,
+    title: Option<String>,
+    metadata: String,
+    status: String,
+    view: String,
+    created_at: jiff_sqlx::Timestamp,
+    updated_at: jiff_sqlx::Timestamp,
+    archived_at: Option<jiff_sqlx::Timestamp>,
+    now: jiff_sqlx::Timestamp,
+    primary_thread: uuid::Uuid,
+    last_seq: i64,
+    machine: String,
+    epoch: i64,
+}
+
+impl From<SessionRow> for SessionRecord {
+    fn from(row: SessionRow) -> Self {
+        Self {
+            id: SessionId(row.id),
+            workspace: WorkspaceId(row.workspace_id),
+            environment_id: EnvironmentId(row.environment_id),
+            agent: row.agent,
+            environment: row.environment,
+            title: row.title,
+            metadata: row.metadata,
+            status: row.status,
+            view: row.view,
+            created_at: time(row.created_at),
+            updated_at: time(row.updated_at),
+            archived_at: row.archived_at.map(time),
+            now: time(row.now),
+            primary_thread: ThreadId(row.primary_thread),
+            last_seq: row.last_seq,
+            machine: row.machine,
+            epoch: row.epoch,
+        }
+    }
+}
+
+const COLUMNS: &str = "c.id, c.workspace_id, c.environment_id, c.agent, c.environment, c.title, \
+     c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at, \
+     clock_timestamp() AS now, s.primary_thread, s.last_seq, s.machine, s.epoch";
+
+/// Position in a list by creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreatedKey {
+    pub created_at: Timestamp,
+    pub id: SessionId,
+}
+
+/// Which sessions to list.
+#[derive(Debug, Clone)]
+pub struct SessionQuery {
+    pub workspace: WorkspaceId,
+    pub agent: Option<AgentId>,
+    pub agent_version: Option<i32>,
+    /// Comparison (`>`, `>=`, `<`, `<=`) and time.
+    pub created: Vec<(&'static str, Timestamp)>,
+    /// Empty: any.
+    pub statuses: Vec<&'static str>,
+    pub include_archived: bool,
+    pub order: Order,
+    /// Only what lies behind this one, in `order`.
+    pub after: Option<CreatedKey>,
+    pub limit: i64,
+}
+
+/// A thread as read.
+#[derive(Debug, Clone)]
+pub struct ThreadRecord {
+    pub id: ThreadId,
+    pub session: SessionId,
+    pub parent: Option<ThreadId>,
+    pub position: i32,
+    pub agent: String,
+    pub status: String,
+    pub view: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub archived_at: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+/// A created session: its record, the first rows of its log, and the epoch of its first lease.
+#[derive(Debug)]
+pub struct Created {
+    pub record: SessionRecord,
+    pub rows: Vec<Row>,
+}
+
+impl Store {
+    /// Creates a session, its primary thread and its first events in one transaction.
+    ///
+    /// # Errors
+    /// Database faults; a vanished agent or environment shows as a foreign key constraint.
+    pub async fn session_create(
+        &self,
+        new: NewSession,
+        decide: impl FnOnce(Timestamp) -> FirstState + Send,
+    ) -> Result<Created, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let now = sqlx::query_scalar!(
+            r#"
+            INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id, agent,
+                                  environment, title, metadata, created_by, created_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp())
+            RETURNING created_at
+            "#,
+            new.id.0,
+            new.workspace.0,
+            new.agent_id.0,
+            new.agent_version,
+            new.environment_id.0,
+            new.agent,
+            new.environment,
+            new.title,
+            new.metadata,
+            new.created_by.map(|key| key.0),
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        let at = time(now);
+        let first = decide(at);
+        let rows = render_rows(&first.events, 0, at);
+        let columns = Columns::of(&rows);
+        let last_seq = rows.last().map_or(0, |row| row.seq);
+        let epoch = i64::from(first.owner.is_some());
+        sqlx::query!(
+            r#"
+            WITH state AS (
+                INSERT INTO session_state (session_id, workspace_id, status, updated_at, last_seq,
+                    last_processed_at, queued, view, machine, primary_thread, owner, epoch, wake_at,
+                    accepted_seq, accepted_at)
+                VALUES ($1, $2, $3, $4, $5, $4, $6, $7, $8, $9, $10, $11, $12,
+                        CASE WHEN $5::bigint > 0 THEN 0 END,
+                        CASE WHEN $5::bigint > 0 THEN $4::timestamptz END)
+            ), thread AS (
+                INSERT INTO session_threads (id, session_id, position, agent, status, view,
+                                             created_at, updated_at)
+                VALUES ($9, $1, 0, $13, $14, $15, $4, $4)
+            )
+            INSERT INTO events (session_id, seq, event_id, thread_id, on_session, type,
+                                processed_at, body, private, actor_key, request_id)
+            SELECT $1, seq, event_id, thread_id, on_session, type,
+                   CASE WHEN processed THEN $4::timestamptz END, body, private, $16, $17
+            FROM unnest($18::bigint[], $19::uuid[], $20::uuid[], $21::boolean[], $22::text[],
+                        $23::boolean[], $24::text[], $25::text[])
+              AS e (seq, event_id, thread_id, on_session, type, processed, body, private)
+            "#,
+            new.id.0,
+            new.workspace.0,
+            first.status,
+            now as _,
+            last_seq,
+            &first.queued,
+            first.view,
+            first.machine,
+            new.thread.0,
+            first.owner.map(|server| server.0),
+            epoch,
+            first
+                .wake_at
+                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
+            new.thread_agent,
+            first.thread_status,
+            first.thread_view,
+            new.created_by.map(|key| key.0),
+            new.request_id,
+            &columns.seqs,
+            &columns.ids,
+            &columns.threads,
+            &columns.on_session,
+            &columns.types as _,
+            &columns.processed,
+            &columns.bodies as _,
+            &columns.privates as _,
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        let record = SessionRecord {
+            id: new.id,
+            workspace: new.workspace,
+            environment_id: new.environment_id,
+            agent: new.agent,
+            environment: new.environment,
+            title: new.title,
+            metadata: new.metadata,
+            status: first.status.to_owned(),
+            view: first.view,
+            created_at: at,
+            updated_at: at,
+            archived_at: None,
+            now: at,
+            primary_thread: new.thread,
+            last_seq,
+            machine: first.machine,
+            epoch,
+        };
+        Ok(Created { record, rows })
+    }
+
+    /// One session of a workspace.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_get(
+        &self,
+        workspace: WorkspaceId,
+        id: SessionId,
+    ) -> Result<Option<SessionRecord>, StoreError> {
+        Ok(self
+            .session_load(id)
+            .await?
+            .filter(|session| session.workspace == workspace))
+    }
+
+    /// One session, whoever's it is: for the engine, never for a client.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_load(&self, id: SessionId) -> Result<Option<SessionRecord>, StoreError> {
+        let row = sqlx::query_as!(
+            SessionRow,
+            r#"
+            SELECT c.id, c.workspace_id, c.environment_id, c.agent, c.environment, c.title,
+                   c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at,
+                   clock_timestamp() AS "now!: jiff_sqlx::Timestamp", s.primary_thread, s.last_seq,
+                   s.machine, s.epoch
+            FROM sessions c JOIN session_state s ON s.session_id = c.id
+            WHERE c.id = $1 AND c.deleted_at IS NULL
+            "#,
+            id.0,
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.map(Into::into))
+    }
+
+    /// A page of sessions, and whether more follow in the same direction.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_list(
+        &self,
+        query: &SessionQuery,
+    ) -> Result<(Vec<SessionRecord>, bool), StoreError> {
+        let mut sql = QueryBuilder::<Postgres>::new("SELECT ");
+        sql.push(COLUMNS)
+            .push(
+                " FROM sessions c JOIN session_state s ON s.session_id = c.id \
+                 WHERE c.deleted_at IS NULL AND c.workspace_id = ",
+            )
+            .push_bind(query.workspace.0);
+        if !query.include_archived {
+            sql.push(" AND c.archived_at IS NULL");
+        }
+        if let Some(agent) = query.agent {
+            sql.push(" AND c.agent_id = ").push_bind(agent.0);
+        }
+        if let Some(version) = query.agent_version {
+            sql.push(" AND c.agent_version = ").push_bind(version);
+        }
+        for (comparison, at) in &query.created {
+            sql.push(" AND c.created_at ")
+                .push(*comparison)
+                .push(" ")
+                .push_bind(jiff_sqlx::Timestamp::from(at.inner()));
+        }
+        if !query.statuses.is_empty() {
+            sql.push(" AND s.status = ANY (")
+                .push_bind(query.statuses.clone())
+                .push(")");
+        }
+        let (comparison, direction) = match query.order {
+            Order::Asc => (" > ", " ASC"),
+            Order::Desc => (" < ", " DESC"),
+        };
+        if let Some(key) = query.after {
+            sql.push(" AND (c.created_at, c.id)")
+                .push(comparison)
+                .push("(")
+                .push_bind(jiff_sqlx::Timestamp::from(key.created_at.inner()))
+                .push(", ")
+                .push_bind(key.id.0)
+                .push(")");
+        }
+        sql.push(" ORDER BY c.created_at")
+            .push(direction)
+            .push(", c.id")
+            .push(direction)
+            .push(" LIMIT ")
+            .push_bind(query.limit + 1);
+        let mut rows: Vec<SessionRow> = sql.build_query_as().fetch_all(&self.pool).await?;
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        Ok((rows.into_iter().map(Into::into).collect(), more))
+    }
+
+    /// A session's threads by creation, and whether more follow.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn thread_list(
+        &self,
+        session: SessionId,
+        after: Option<i32>,
+        statuses: &[&str],
+        limit: i64,
+    ) -> Result<(Vec<ThreadRecord>, bool), StoreError> {
+        let mut rows = sqlx::query!(
+            r#"
+            SELECT id, parent_thread_id, position, agent, status, view, created_at, updated_at,
+                   archived_at, clock_timestamp() AS "now!: jiff_sqlx::Timestamp"
+            FROM session_threads
+            WHERE session_id = $1 AND ($2::integer IS NULL OR position > $2)
+              AND (cardinality($3::text[]) = 0 OR status = ANY ($3))
+            ORDER BY position
+            LIMIT $4
+            "#,
+            session.0,
+            after,
+            statuses as _,
+            limit + 1,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let more = rows.len() > usize::try_from(limit).unwrap_or(usize::MAX);
+        if more {
+            rows.pop();
+        }
+        let threads = rows
+            .into_iter()
+            .map(|row| ThreadRecord {
+                id: ThreadId(row.id),
+                session,
+                parent: row.parent_thread_id.map(ThreadId),
+                position: row.position,
+                agent: row.agent,
+                status: row.status,
+                view: row.view,
+                created_at: time(row.created_at),
+                updated_at: time(row.updated_at),
+                archived_at: row.archived_at.map(time),
+                now: time(row.now),
+            })
+            .collect();
+        Ok((threads, more))
+    }
+
+    /// One thread of a session.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn thread_get(
+        &self,
+        session: SessionId,
+        id: ThreadId,
+    ) -> Result<Option<ThreadRecord>, StoreError> {
+        Ok(sqlx::query!(
+            r#"
+            SELECT id, parent_thread_id, position, agent, status, view, created_at, updated_at,
+                   archived_at, clock_timestamp() AS "now!: jiff_sqlx::Timestamp"
+            FROM session_threads
+            WHERE session_id = $1 AND id = $2
+            "#,
+            session.0,
+            id.0,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .map(|row| ThreadRecord {
+            id: ThreadId(row.id),
+            session,
+            parent: row.parent_thread_id.map(ThreadId),
+            position: row.position,
+            agent: row.agent,
+            status: row.status,
+            view: row.view,
+            created_at: time(row.created_at),
+            updated_at: time(row.updated_at),
+            archived_at: row.archived_at.map(time),
+            now: time(row.now),
+        }))
+    }
+
+    /// Purges up to `limit` deleted sessions whose events are few enough, and up to `chunk` events of
+    /// the others. Answers how many rows went; 0 means nothing is left to purge.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_purge(&self, limit: i64, chunk: i64) -> Result<u64, StoreError> {
+        let events = sqlx::query!(
+            r#"
+            DELETE FROM events e
+            USING (
+                SELECT e.session_id, e.seq
+                FROM (SELECT id FROM sessions WHERE deleted_at IS NOT NULL
+                      ORDER BY deleted_at LIMIT $1) s
+                JOIN events e ON e.session_id = s.id
+                LIMIT $2
+            ) gone
+            WHERE e.session_id = gone.session_id AND e.seq = gone.seq
+            "#,
+            limit,
+            chunk,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        let sessions = sqlx::query!(
+            r#"
+            DELETE FROM sessions s
+            WHERE s.id IN (SELECT id FROM sessions WHERE deleted_at IS NOT NULL
+                           ORDER BY deleted_at LIMIT $1)
+              AND NOT EXISTS (SELECT FROM events e WHERE e.session_id = s.id)
+            "#,
+            limit,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(events + sessions)
+    }
+
+    /// The log position of a session, and whether the session is finished for good.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_position(
+        &self,
+        workspace: WorkspaceId,
+        id: SessionId,
+        window: std::time::Duration,
+    ) -> Result<Option<Position>, StoreError> {
+        let micros = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
+        Ok(sqlx::query!(
+            r#"
+            SELECT s.last_seq, s.status, s.primary_thread,
+                   CASE WHEN s.accepted_at > clock_timestamp() - $3 * interval '1 microsecond'
+                        THEN s.accepted_seq END AS accepted_seq
+            FROM session_state s JOIN sessions c ON c.id = s.session_id
+            WHERE s.session_id = $1 AND c.workspace_id = $2 AND c.deleted_at IS NULL
+            "#,
+            id.0,
+            workspace.0,
+            micros as f64,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .map(|row| Position {
+            last_seq: row.last_seq,
+            accepted_seq: row.accepted_seq,
+            terminated: row.status == "terminated",
+            primary_thread: ThreadId(row.primary_thread),
+        }))
+    }
+}
+
+/// Where a session's log stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Position {
+    pub last_seq: i64,
+    /// Where it stood before a client's input that came within the asked window.
+    pub accepted_seq: Option<i64>,
+    pub terminated: bool,
+    pub primary_thread: ThreadId,
+}
