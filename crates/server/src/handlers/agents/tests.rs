@@ -89,7 +89,8 @@ async fn bad_requests_say_where(pool: PgPool) {
             json!({"name": "n", "model": "m", "tools": [{"type": "agent_toolset_20260401"}, {"type": "agent_toolset_20260401"}]}),
             "tools[1]: a second `agent_toolset_20260401`",
         ),
-        (json!([]), "invalid type: sequence"),
+        (json!([]), "must be a JSON object"),
+        (json!("x"), "invalid type: string"),
     ] {
         let response = app.post("/v1/agents", body).await;
         assert_error(&response, 400, "invalid_request_error", message);
