@@ -142,7 +142,7 @@ esac
     assert_eq!(
         asked,
         format!(
-            "--no-config --line-number --no-heading --with-filename --color=never --no-messages \
+            "--no-config --line-number --no-heading --with-filename --color=never --no-messages --max-columns=2000 \
              --glob !node_modules -e -x -- {root}"
         )
     );
