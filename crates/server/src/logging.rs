@@ -1,5 +1,7 @@
 //! Logs go to standard error; standard output belongs to what commands print.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
@@ -9,10 +11,13 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// When `log.level` cannot be understood, or logging has begun already.
 pub fn install(log: &Log) -> anyhow::Result<()> {
-    let filter =
-        EnvFilter::try_new(&log.level).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
+    // Postgres' notices are about migrations that have run already.
+    let quiet = "sqlx::postgres::notice=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", log.level))
+        .map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let installed = match log.format {
         LogFormat::Text => builder.with_target(false).try_init(),

@@ -4,6 +4,13 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<()> {
-    selfsame_server::cli::main()
+fn main() -> std::process::ExitCode {
+    match selfsame_server::cli::main() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            // For a person: causes in one line, no backtrace.
+            eprintln!("selfsame: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
 }

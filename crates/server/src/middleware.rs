@@ -215,3 +215,41 @@ fn has_beta(headers: &HeaderMap) -> bool {
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
         .any(|name| name.trim_ascii() == BETA.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beta_name_is_found_in_any_line_and_place() {
+        let has = |lines: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("anthropic-beta", HeaderValue::from_bytes(line).unwrap());
+            }
+            has_beta(&headers)
+        };
+        assert!(has(&[BETA.as_bytes()]));
+        assert!(has(&[b"foo-2026-01-01, managed-agents-2026-04-01 ,x"]));
+        assert!(has(&[b"foo", b"", b"managed-agents-2026-04-01"]));
+        for absent in [
+            &[][..],
+            &[b"".as_slice()],
+            &[b"managed-agents-2026-04-02"],
+            &[b"xmanaged-agents-2026-04-01"],
+            &[b"\xff\xfe,,,"],
+        ] {
+            assert!(!has(absent), "{absent:?}");
+        }
+    }
+
+    #[test]
+    fn which_paths_need_it() {
+        for path in ["/v1/agents", "/v1/agents/x", "/v1/sessions/x/events"] {
+            assert!(needs_beta(path), "{path}");
+        }
+        for path in ["/v1/models", "/v1/agentsx", "/healthz", "/v1/files"] {
+            assert!(!needs_beta(path), "{path}");
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::{Router, http::StatusCode, middleware::from_fn_with_state, response::Response};
+use axum::{
+    Router, http::StatusCode, middleware::from_fn_with_state, response::Response, routing::get,
+};
 use selfsame_types::{ApiError, ErrorKind};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
@@ -51,14 +53,19 @@ pub fn document() -> &'static str {
 /// The whole service.
 pub fn router(app: Arc<App>) -> Router {
     let (api, _) = api().split_for_parts();
+    assemble(app, api)
+}
+
+/// The API's routes with everything around them.
+pub(crate) fn assemble(app: Arc<App>, api: Router<Arc<App>>) -> Router {
     Router::new()
         .merge(api.route_layer(from_fn_with_state(app.clone(), middleware::authenticate)))
         // Open to everyone who reaches the port: nothing of a tenant's.
-        .route("/healthz", axum::routing::get(operations::healthz))
-        .route("/readyz", axum::routing::get(operations::readyz))
-        .route("/metrics", axum::routing::get(operations::metrics))
-        .route("/openapi.json", axum::routing::get(openapi_json))
-        .route("/docs", axum::routing::get(operations::docs))
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .route("/metrics", get(operations::metrics))
+        .route("/openapi.json", get(openapi_json))
+        .route("/docs", get(operations::docs))
         .fallback(unknown_route)
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::observe))

@@ -29,7 +29,7 @@ use crate::{
     app::{App, key_for, new_deployment, new_token},
     config::Config,
     middleware::BETA,
-    router::router,
+    router::{assemble, router},
 };
 
 /// The application, and a client with a key of it. `Clone` is another client of the same server.
@@ -100,6 +100,25 @@ impl TestApp {
             app,
             token: Some(token),
             workspace: workspace.id,
+        }
+    }
+
+    /// The same client of another server.
+    #[must_use]
+    pub fn with_app(&self, app: Arc<App>) -> Self {
+        Self {
+            router: router(app.clone()),
+            app,
+            ..self.clone()
+        }
+    }
+
+    /// The same server with these routes as its whole API.
+    #[must_use]
+    pub fn with_routes(&self, api: Router<Arc<App>>) -> Self {
+        Self {
+            router: assemble(self.app.clone(), api),
+            ..self.clone()
         }
     }
 

@@ -1,15 +1,18 @@
 //! What holds for every request, through the whole router.
 
 use axum::{
+    Router,
     body::Body,
     http::{Method, Request, StatusCode},
+    routing::post,
 };
 use selfsame_store::{Actor, KeyKind, NewKey, Scope};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::{
-    app::{key_for, new_token},
+    app::{App, key_for, new_token},
+    extract::{Auth, Json},
     testing::{TestApp, TestResponse},
 };
 
@@ -151,6 +154,105 @@ async fn every_rejection_has_the_envelope(pool: PgPool) {
     assert_eq!(response.status, StatusCode::OK, "{response}");
     assert_eq!(response.body["data"].as_array().unwrap().len(), 1);
     assert_eq!(response.body["has_more"], true);
+}
+
+#[derive(serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    text: String,
+}
+
+async fn note(_: Auth, Json(note): Json<Note>) -> Json<Note> {
+    Json(note)
+}
+
+async fn panics() -> Json<Note> {
+    panic!("with a secret")
+}
+
+#[sqlx::test(migrator = "selfsame_store::MIGRATOR")]
+async fn bodies(pool: PgPool) {
+    let app = TestApp::with_config(pool, |config| config.server.max_body_bytes = 1000).await;
+    let app = app.with_routes(Router::new().route("/v1/notes", post(note).get(panics)));
+    let path = "/v1/notes";
+
+    let good = app.post(path, json!({ "text": "a" })).await;
+    assert_eq!(good.body["text"], "a", "{good}");
+    let key = format!("Bearer {}", app.token.clone().unwrap());
+    let plain = Request::post(path)
+        .header("authorization", &key)
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(Body::from("{\"text\":\"b\"}"));
+    assert_eq!(app.raw(plain.unwrap()).await.body["text"], "b");
+
+    let deep = "[".repeat(900);
+    let bad: [&[u8]; 11] = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\"text\"",
+        b"{}",
+        b"{\"text\":1}",
+        b"{\"text\":\"a\",\"more\":1}",
+        b"{\"text\":\"a\",\"text\":\"b\"}",
+        b"{\"text\":\"\xff\"}",
+        deep.as_bytes(),
+    ];
+    for body in bad {
+        let response = app.send(Method::POST, path, body.to_vec()).await;
+        assert_envelope(&response, 400, "invalid_request_error");
+    }
+    let large = json!({ "text": "x".repeat(1000) }).to_string();
+    let response = app.send(Method::POST, path, large.clone()).await;
+    assert_envelope(&response, 413, "request_too_large");
+    // A body that does not tell its length is counted as it comes.
+    let chunks = futures_util::stream::iter(
+        large
+            .into_bytes()
+            .chunks(100)
+            .map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec()))
+            .collect::<Vec<_>>(),
+    );
+    let response = app
+        .send(Method::POST, path, Body::from_stream(chunks))
+        .await;
+    assert_envelope(&response, 413, "request_too_large");
+
+    let response = app.get(path).await;
+    assert_envelope(&response, 500, "api_error");
+    assert!(!response.text.contains("secret"), "{response}");
+    let reader = app.with_scope(Scope::ReadOnly).await;
+    let response = reader.post(path, json!({ "text": "a" })).await;
+    assert_envelope(&response, 403, "permission_error");
+}
+
+#[sqlx::test(migrator = "selfsame_store::MIGRATOR")]
+async fn managed_paths_need_the_beta_header(pool: PgPool) {
+    let app = TestApp::new(pool).await;
+    let routes = || Router::new().route("/v1/agents", post(note));
+    let app = app.with_routes(routes());
+    let request = |beta: Option<&str>| {
+        let request = Request::post("/v1/agents").header("x-api-key", app.token.clone().unwrap());
+        let request = match beta {
+            Some(beta) => request.header("anthropic-beta", beta),
+            None => request,
+        };
+        request.body(Body::from("{\"text\":\"a\"}")).unwrap()
+    };
+    for absent in [None, Some(""), Some("other-2026-01-01"), Some("\u{fffd}")] {
+        let response = app.raw(request(absent)).await;
+        assert_envelope(&response, 404, "not_found_error");
+    }
+    let list = "foo-2026-01-01,managed-agents-2026-04-01";
+    assert_eq!(app.raw(request(Some(list))).await.status, StatusCode::OK);
+
+    let mut config = app.app.config.clone();
+    config.server.require_beta_header = false;
+    let (store, deployment) = (app.app.store.clone(), app.app.deployment.clone());
+    let relaxed = App::new(config, store, deployment, app.app.shutdown.clone());
+    let relaxed = app.with_app(relaxed).with_routes(routes());
+    assert_eq!(relaxed.raw(request(None)).await.status, StatusCode::OK);
 }
 
 #[sqlx::test(migrator = "selfsame_store::MIGRATOR")]

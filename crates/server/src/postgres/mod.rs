@@ -20,7 +20,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::process::Command;
@@ -32,6 +32,8 @@ pub(crate) use place::create_data_dir;
 
 /// Oldest version the schema needs.
 const OLDEST: u32 = 15;
+/// How long a server waits for a command to be done with the directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a start may take; after a crash it replays its log first.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -57,7 +59,7 @@ pub enum PostgresError {
         installed: String,
     },
     #[error(
-        "{} is in use by another server (or by a command that will be done soon)",
+        "{} is in use by another server",
         directory.display()
     )]
     InUse { directory: PathBuf },
@@ -140,12 +142,19 @@ impl Postgres {
     /// When another server uses the directory, and for everything else [`PostgresError`] names.
     pub async fn start(options: Options<'_>) -> Result<Self, PostgresError> {
         let place = Place::prepare(options.data_dir)?;
-        let Some(lock) = place.try_lock()? else {
-            return Err(PostgresError::InUse {
-                directory: options.data_dir.to_owned(),
-            });
-        };
-        Self::own(options, place, lock).await
+        // A command may have it for a moment.
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            if let Some(lock) = place.try_lock()? {
+                return Self::own(options, place, lock).await;
+            }
+            if Instant::now() > deadline {
+                return Err(PostgresError::InUse {
+                    directory: options.data_dir.to_owned(),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// For commands: as a guest of the running server's Postgres, else as its owner for a while.

@@ -115,9 +115,7 @@ async fn another_major_version_stops_the_start_and_says_how_to_upgrade() {
         std::os::unix::fs::chown(&cluster, Some(user.uid), Some(user.gid)).unwrap();
     }
     let data = directory.data();
-    let error = Postgres::start(options(&data))
-        .await
-        .unwrap_err();
+    let error = Postgres::start(options(&data)).await.unwrap_err();
     let message = error.to_string();
     assert!(
         message.contains("PostgreSQL 9") && message.contains("pg_upgrade"),
