@@ -462,6 +462,9 @@ fn the_list_query() {
         ErrorKind::InvalidRequest,
         "must be 1 or greater",
     );
+    let params = <ListSessions as utoipa::IntoParams>::into_params(|| None);
+    let names: Vec<String> = params.into_iter().map(|param| param.name).collect();
+    insta::assert_compact_debug_snapshot!(names, @r#"["agent_id", "agent_version", "created_at[gt]", "created_at[gte]", "created_at[lt]", "created_at[lte]", "deployment_id", "memory_store_id", "statuses[]", "include_archived", "order", "limit", "page"]"#);
 }
 
 #[test]
