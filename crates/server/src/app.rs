@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::http::HeaderValue;
 use rand::RngExt as _;
-use selfsame_store::{Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
+use selfsame_engine::Engine;
+use selfsame_store::{Actor, Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
 use selfsame_types::{KeyId, OrganizationId, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,6 +17,8 @@ use crate::{auth::KeyCache, config::Config, limits::Limits};
 pub struct App {
     pub config: Config,
     pub store: Store,
+    /// What is done to sessions. Plain lists and reads go to the store.
+    pub engine: Engine,
     pub deployment: Deployment,
     /// Cancelled when the server drains: long-lived responses end themselves then.
     pub shutdown: CancellationToken,
@@ -30,6 +33,7 @@ impl App {
     pub fn new(
         config: Config,
         store: Store,
+        engine: Engine,
         deployment: Deployment,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
@@ -40,6 +44,7 @@ impl App {
             limits: Limits::from_config(&config.limits),
             config,
             store,
+            engine,
             deployment,
             shutdown,
             organization_header,
@@ -54,6 +59,17 @@ pub struct Principal {
     pub key: KeyId,
     pub kind: KeyKind,
     pub scope: Scope,
+}
+
+impl Principal {
+    /// Who a change is recorded under.
+    #[must_use]
+    pub fn actor(&self, request: &Arc<str>) -> Actor {
+        Actor {
+            key: Some(self.key),
+            request: Some(request.to_string()),
+        }
+    }
 }
 
 /// A random token: 43 base62 characters are 256 bits.

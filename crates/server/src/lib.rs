@@ -4,6 +4,7 @@
 //! (principal, limits, beta header), an extractor of [`extract`], and a function of [`handlers`].
 
 pub mod app;
+pub mod assembly;
 mod auth;
 pub mod bootstrap;
 pub mod cli;

@@ -18,6 +18,9 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use http_body_util::BodyExt as _;
+use selfsame_engine::Engine;
+use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
+use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
 use selfsame_store::{Actor, Scope, Store};
 use selfsame_types::{KeyId, WorkspaceId};
 use serde_json::Value;
@@ -27,6 +30,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     app::{App, key_for, new_deployment, new_token},
+    assembly,
     config::Config,
     middleware::BETA,
     router::{assemble, router},
@@ -77,7 +81,8 @@ impl TestResponse {
 }
 
 impl TestApp {
-    /// A server with default configuration on an empty database, and an admin client.
+    /// A server with default configuration on an empty database, and an admin client. Its engine takes
+    /// what clients do to sessions and drives none of them: it has neither a model nor sandboxes.
     pub async fn new(pool: PgPool) -> Self {
         Self::with_config(pool, |_| {}).await
     }
@@ -86,6 +91,15 @@ impl TestApp {
         let mut config = Config::default();
         change(&mut config);
         let store = Store::from_pool(pool);
+        let models = assembly::models(&config.model);
+        let settings = assembly::engine_config(&config);
+        let engine = Engine::new(
+            store.clone(),
+            Arc::new(NoModel),
+            models,
+            Arc::new(NoSandboxes),
+            settings,
+        );
         let deployment = new_deployment();
         let token = new_token();
         let first_key = key_for(&token, WorkspaceId::new(), Scope::Admin, "first");
@@ -94,7 +108,7 @@ impl TestApp {
             .await
             .unwrap()
             .expect("the database is empty");
-        let app = App::new(config, store, deployment, CancellationToken::new());
+        let app = App::new(config, store, engine, deployment, CancellationToken::new());
         Self {
             router: router(app.clone()),
             app,
@@ -203,5 +217,55 @@ impl TestApp {
     /// Sends exactly this, and leaves the body to be read: for streams.
     pub async fn open(&self, request: Request<Body>) -> axum::response::Response {
         self.router.clone().oneshot(request).await.unwrap()
+    }
+}
+
+/// The model of a server that drives nothing.
+#[derive(Debug)]
+struct NoModel;
+
+#[async_trait::async_trait]
+impl Provider for NoModel {
+    async fn stream(&self, _: ModelRequest) -> Result<ResponseStream, ModelError> {
+        Err(ModelError::permanent("this server has no model"))
+    }
+}
+
+/// The sandboxes of a server that drives nothing.
+#[derive(Debug)]
+struct NoSandboxes;
+
+#[async_trait::async_trait]
+impl Backend for NoSandboxes {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    async fn create(&self, _: &Spec) -> Result<Handle, SandboxError> {
+        Err(SandboxError::Gone)
+    }
+
+    async fn start(&self, _: &Handle) -> Result<(), SandboxError> {
+        Err(SandboxError::Gone)
+    }
+
+    async fn stop(&self, _: &Handle) -> Result<(), SandboxError> {
+        Err(SandboxError::Gone)
+    }
+
+    async fn remove(&self, _: &Handle) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
+    async fn status(&self, _: &Handle) -> Result<Status, SandboxError> {
+        Ok(Status::Gone)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
+        Ok(Vec::new())
+    }
+
+    async fn connect(&self, _: &Handle) -> Result<Box<dyn Duplex>, SandboxError> {
+        Err(SandboxError::Gone)
     }
 }

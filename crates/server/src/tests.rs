@@ -249,8 +249,20 @@ async fn managed_paths_need_the_beta_header(pool: PgPool) {
 
     let mut config = app.app.config.clone();
     config.server.require_beta_header = false;
-    let (store, deployment) = (app.app.store.clone(), app.app.deployment.clone());
-    let relaxed = App::new(config, store, deployment, app.app.shutdown.clone());
+    let App {
+        store,
+        engine,
+        deployment,
+        shutdown,
+        ..
+    } = &*app.app;
+    let relaxed = App::new(
+        config,
+        store.clone(),
+        engine.clone(),
+        deployment.clone(),
+        shutdown.clone(),
+    );
     let relaxed = app.with_app(relaxed).with_routes(routes());
     assert_eq!(relaxed.raw(request(None)).await.status, StatusCode::OK);
 }

@@ -15,7 +15,9 @@ use super::{
     Context,
     database::{Database, make_data_dir},
 };
-use crate::{app::App, bootstrap::FirstKey, config::Config, listen, metrics, router::router};
+use crate::{
+    app::App, assembly, bootstrap::FirstKey, config::Config, listen, metrics, router::router,
+};
 
 /// How often buckets of keys that are not used any more are forgotten.
 const SHRINK_LIMITS: Duration = Duration::from_secs(60);
@@ -49,9 +51,17 @@ async fn serve_with(
     let (deployment, first_key) =
         crate::bootstrap::bootstrap(&database.store, &config.data_dir, fixed).await?;
     let address = listener.local_addr()?;
+    let engine = assembly::engine(&config, database.store.clone(), &deployment).await?;
+    engine.start().await.context("cannot start the engine")?;
     greet(address, first_key.as_ref());
     let drain = Duration::from_secs(config.server.drain_seconds);
-    let app = App::new(config, database.store.clone(), deployment, shutdown.clone());
+    let app = App::new(
+        config,
+        database.store.clone(),
+        engine.clone(),
+        deployment,
+        shutdown.clone(),
+    );
     announce(address, &app.deployment);
 
     let upkeep = tokio::spawn(metrics::upkeep());
@@ -66,7 +76,14 @@ async fn serve_with(
             limits.shrink();
         }
     });
-    listen::serve(listener, router(app), shutdown, drain).await;
+    let draining = async {
+        shutdown.cancelled().await;
+        engine.drain().await;
+    };
+    tokio::join!(
+        listen::serve(listener, router(app), shutdown.clone(), drain),
+        draining,
+    );
     upkeep.abort();
     shrink.abort();
     tracing::info!("stopped");

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de::Error as _};
+use url::Url;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,6 +70,7 @@ pub struct Sandbox {
     #[serde(deserialize_with = "empty_is_none")]
     pub docker_host: Option<String>,
     pub image: String,
+    pub pull: bool,
     #[serde(deserialize_with = "empty_is_none")]
     pub runtime: Option<String>,
     #[serde(deserialize_with = "empty_is_none")]
@@ -84,6 +86,7 @@ pub struct Sandbox {
     pub warm: u32,
     #[serde(deserialize_with = "positive")]
     pub start_concurrency: u32,
+    pub keep_connected_seconds: u64,
     pub idle_stop_seconds: u64,
     pub retention_days: u32,
 }
@@ -91,15 +94,16 @@ pub struct Sandbox {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    pub base_url: String,
+    #[serde(deserialize_with = "url")]
+    pub base_url: Url,
     #[serde(deserialize_with = "empty_is_no_secret")]
     pub api_key: Option<SecretString>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub proxy: Option<Url>,
     #[serde(deserialize_with = "positive")]
     pub idle_timeout_seconds: u64,
     #[serde(deserialize_with = "positive")]
     pub concurrency: u32,
-    #[serde(deserialize_with = "positive")]
-    pub max_tokens: u32,
     #[serde(deserialize_with = "positive")]
     pub attempts: u32,
     pub models: Vec<ModelEntry>,
@@ -114,7 +118,20 @@ pub struct ModelEntry {
     /// RFC 3339; the epoch when absent.
     pub created_at: Option<selfsame_types::Timestamp>,
     pub max_input_tokens: Option<u64>,
-    pub max_tokens: Option<u64>,
+    pub max_tokens: Option<u32>,
+    #[serde(default)]
+    pub thinking: ThinkingMode,
+    pub efforts: Option<Vec<String>>,
+    pub fast: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ThinkingMode {
+    #[default]
+    None,
+    Budget,
+    Adaptive,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -122,6 +139,8 @@ pub struct ModelEntry {
 pub struct Lease {
     #[serde(deserialize_with = "positive")]
     pub ttl_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub max_sessions: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -155,6 +174,11 @@ pub enum LogFormat {
 pub struct Log {
     pub format: LogFormat,
     pub level: String,
+}
+
+fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(D::Error::custom)
 }
 
 fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

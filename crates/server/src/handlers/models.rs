@@ -1,4 +1,4 @@
-//! `/v1/models`: what clients fill their model pickers from. A list from the configuration.
+//! `/v1/models`: what clients fill their model pickers from. A list that the configuration names, or a built-in one.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     app::App,
-    config::ModelEntry,
     error::Result,
     extract::{Json, NoQuery, Path, Query},
 };
@@ -22,7 +21,7 @@ pub struct ModelInfo {
     created_at: Timestamp,
     lifecycle: Lifecycle,
     max_input_tokens: Option<u64>,
-    max_tokens: Option<u64>,
+    max_tokens: Option<u32>,
     deprecated_at: Option<Timestamp>,
     retires_at: Option<Timestamp>,
     line: Option<serde_json::Value>,
@@ -38,21 +37,16 @@ pub enum Lifecycle {
     Retired,
 }
 
-impl From<&ModelEntry> for ModelInfo {
-    fn from(entry: &ModelEntry) -> Self {
+impl From<&selfsame_model::ModelInfo> for ModelInfo {
+    fn from(known: &selfsame_model::ModelInfo) -> Self {
         Self {
-            id: entry.id.clone(),
+            id: known.id.clone(),
             r#type: "model",
-            display_name: entry
-                .display_name
-                .clone()
-                .unwrap_or_else(|| entry.id.clone()),
-            created_at: entry
-                .created_at
-                .unwrap_or_else(|| Timestamp::from_micros(0)),
+            display_name: known.display_name.clone(),
+            created_at: known.created_at,
             lifecycle: Lifecycle::Active,
-            max_input_tokens: entry.max_input_tokens,
-            max_tokens: entry.max_tokens,
+            max_input_tokens: known.max_input_tokens,
+            max_tokens: known.max_tokens,
             deprecated_at: None,
             retires_at: None,
             line: None,
@@ -87,7 +81,7 @@ pub struct ListQuery {
     lifecycle: Vec<Lifecycle>,
 }
 
-/// Lists models, in the order of the configuration.
+/// Lists models, newest first.
 #[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "models", params(ListQuery),
     responses((status = 200, description = "A page of models", body = ModelPage)))]
 pub(crate) async fn list(
@@ -99,9 +93,9 @@ pub(crate) async fn list(
         return Err(ApiError::invalid("limit: must be between 1 and 1000").into());
     }
     let models: Vec<ModelInfo> = app
-        .config
-        .model
-        .models
+        .engine
+        .models()
+        .list()
         .iter()
         .map(ModelInfo::from)
         .filter(|model| query.lifecycle.is_empty() || query.lifecycle.contains(&model.lifecycle))
@@ -163,9 +157,9 @@ pub(crate) async fn get(
     Path(id): Path<String>,
     NoQuery: NoQuery,
 ) -> Result<Json<ModelInfo>> {
-    let entry = app.config.model.models.iter().find(|model| model.id == id);
-    let entry = entry.ok_or_else(|| ApiError::not_found("model", &id))?;
-    Ok(Json(ModelInfo::from(entry)))
+    let known = app.engine.models().get(&id);
+    let known = known.ok_or_else(|| ApiError::not_found("Model", &id))?;
+    Ok(Json(ModelInfo::from(known)))
 }
 
 #[cfg(test)]
@@ -175,13 +169,10 @@ mod tests {
     fn ids(after: Option<&str>, before: Option<&str>, limit: usize) -> (String, bool) {
         let models = ["a", "b", "c", "d"]
             .map(|id| {
-                ModelInfo::from(&ModelEntry {
-                    id: id.to_owned(),
-                    display_name: None,
-                    created_at: None,
-                    max_input_tokens: None,
-                    max_tokens: None,
-                })
+                let models = selfsame_model::Models::default();
+                let mut model = ModelInfo::from(&models.list()[0]);
+                id.clone_into(&mut model.id);
+                model
             })
             .to_vec();
         let page = page(models, after, before, limit).unwrap();

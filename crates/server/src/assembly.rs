@@ -1,0 +1,263 @@
+//! From the configuration to an engine: which model, which sandboxes, how many of everything.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use selfsame_engine::{Engine, EngineConfig, SandboxConfig};
+use selfsame_model::{
+    AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
+    ResponseStream, ThinkingSupport, retry::Backoff,
+};
+use selfsame_net::{OperatorOptions, operator_client};
+use selfsame_sandbox::{Backend, DockerBackend, DockerOptions, Limits, ProcessBackend};
+use selfsame_store::{Deployment, Store};
+use selfsame_types::Timestamp;
+use tokio::sync::Semaphore;
+
+use crate::config::{Config, Model, SandboxBackend, ThinkingMode};
+
+/// Puts the engine together. It does not run yet.
+///
+/// # Errors
+/// When the sandboxes' backend cannot be used, or the model's client cannot be built.
+pub async fn engine(
+    config: &Config,
+    store: Store,
+    deployment: &Deployment,
+) -> anyhow::Result<Engine> {
+    let provider = provider(config)?;
+    let backend = backend(config, deployment).await?;
+    Ok(Engine::new(
+        store,
+        provider,
+        models(&config.model),
+        backend,
+        engine_config(config),
+    ))
+}
+
+/// How the engine behaves.
+#[must_use]
+pub fn engine_config(config: &Config) -> EngineConfig {
+    let (server, sandbox) = (&config.server, &config.sandbox);
+    let internal_url = match (&server.internal_url, server.internal_listen) {
+        (Some(url), _) => url.clone(),
+        (None, Some(address)) => format!("http://{address}"),
+        (None, None) => String::new(),
+    };
+    EngineConfig {
+        lease_ttl: Duration::from_secs(config.lease.ttl_seconds),
+        max_runners: config.lease.max_sessions as usize,
+        drain: Duration::from_secs(server.drain_seconds),
+        backoff: Backoff {
+            max_attempts: config.model.attempts,
+            ..Backoff::default()
+        },
+        route: ROUTE.to_owned(),
+        internal_url,
+        keep_connected: Duration::from_secs(sandbox.keep_connected_seconds),
+        sandbox: SandboxConfig {
+            image: sandbox.image.clone(),
+            memory_bytes: sandbox.memory_bytes,
+            disk_bytes: sandbox.disk_bytes,
+            cpus: sandbox.cpus,
+            pids: sandbox.pids,
+            warm: sandbox.warm,
+            start_concurrency: sandbox.start_concurrency as usize,
+            idle_stop: Duration::from_secs(sandbox.idle_stop_seconds),
+            retention: Duration::from_secs(u64::from(sandbox.retention_days) * 24 * 60 * 60),
+        },
+    }
+}
+
+/// There is one upstream so far.
+const ROUTE: &str = "default";
+
+/// The configured list, or the built-in one.
+#[must_use]
+pub fn models(config: &Model) -> Models {
+    if config.models.is_empty() {
+        return Models::default();
+    }
+    let list = config.models.iter().map(|entry| ModelInfo {
+        id: entry.id.clone(),
+        display_name: entry
+            .display_name
+            .clone()
+            .unwrap_or_else(|| entry.id.clone()),
+        created_at: entry
+            .created_at
+            .unwrap_or_else(|| Timestamp::from_micros(0)),
+        max_input_tokens: entry.max_input_tokens,
+        max_tokens: entry.max_tokens,
+        thinking: match entry.thinking {
+            ThinkingMode::None => ThinkingSupport::None,
+            ThinkingMode::Budget => ThinkingSupport::Budget,
+            ThinkingMode::Adaptive => ThinkingSupport::Adaptive,
+        },
+        efforts: entry.efforts.clone(),
+        fast: entry.fast,
+    });
+    Models::new(list.collect())
+}
+
+fn provider(config: &Config) -> anyhow::Result<Arc<dyn Provider>> {
+    let model = &config.model;
+    let idle = Duration::from_secs(model.idle_timeout_seconds);
+    let extra_ca = match &config.net.extra_ca_file {
+        None => Vec::new(),
+        Some(path) => vec![
+            std::fs::read(path)
+                .with_context(|| format!("cannot read net.extra_ca_file {}", path.display()))?,
+        ],
+    };
+    let client = operator_client(&OperatorOptions {
+        extra_ca,
+        proxy: model.proxy.clone(),
+        idle,
+        ..OperatorOptions::default()
+    })
+    .context("cannot make a client for the model")?;
+    let mut upstream = AnthropicConfig::new(model.base_url.clone(), model.api_key.clone());
+    upstream.idle = idle;
+    let provider = AnthropicProvider::new(upstream, client)
+        .map_err(|error| anyhow::anyhow!("model: {}", error.message))?;
+    if model.api_key.is_none() {
+        tracing::warn!("there is no key for the model: set ANTHROPIC_API_KEY or model.api_key");
+    }
+    Ok(Arc::new(Bounded {
+        inner: provider,
+        permits: Arc::new(Semaphore::new(model.concurrency as usize)),
+    }))
+}
+
+/// A provider that takes so many requests at a time; further ones wait their turn.
+#[derive(Debug)]
+struct Bounded<P> {
+    inner: P,
+    permits: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl<P: Provider> Provider for Bounded<P> {
+    async fn stream(&self, request: Request) -> Result<ResponseStream, ModelError> {
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| ModelError::connection("the server is stopping"))?;
+        let stream = self.inner.stream(request).await?;
+        // Given back when the stream is dropped, at its end or before.
+        Ok(stream
+            .inspect(move |_| {
+                let _held = &permit;
+            })
+            .boxed())
+    }
+}
+
+async fn backend(config: &Config, deployment: &Deployment) -> anyhow::Result<Arc<dyn Backend>> {
+    let sandbox = &config.sandbox;
+    let hands = match &sandbox.hands {
+        Some(path) => path.clone(),
+        None => beside_this_program()?,
+    };
+    match sandbox.backend {
+        SandboxBackend::Docker => {
+            let options = DockerOptions {
+                host: sandbox.docker_host.clone(),
+                deployment: deployment.id.to_string(),
+                hands,
+                runtime: sandbox.runtime.clone(),
+                pull: sandbox.pull,
+                limits: Limits {
+                    memory_bytes: sandbox.memory_bytes,
+                    disk_bytes: sandbox.disk_bytes,
+                    cpus: sandbox.cpus,
+                    pids: sandbox.pids,
+                },
+                start_concurrency: sandbox.start_concurrency,
+            };
+            let backend = DockerBackend::connect(options).await.context(
+                "sandboxes need Docker (see the section [sandbox] of the configuration)",
+            )?;
+            Ok(Arc::new(backend))
+        }
+        SandboxBackend::Process => {
+            tracing::warn!(
+                "agents' commands run as plain processes of this machine, without isolation"
+            );
+            let base = config.data_dir.join("sandboxes");
+            let backend = ProcessBackend::new(hands, base).context("sandboxes")?;
+            Ok(Arc::new(backend))
+        }
+    }
+}
+
+fn beside_this_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    Ok(program.with_file_name("selfsame-hands"))
+}
+
+#[cfg(test)]
+mod tests {
+    use selfsame_model::{Delta, StopReason, Usage};
+
+    use super::*;
+
+    /// Answers with one delta and never ends.
+    #[derive(Debug)]
+    struct Endless;
+
+    #[async_trait]
+    impl Provider for Endless {
+        async fn stream(&self, _: Request) -> Result<ResponseStream, ModelError> {
+            let first = futures_util::stream::iter([Ok(Delta::Done {
+                stop_reason: StopReason::EndTurn,
+                usage: Usage::default(),
+                stop_details: None,
+            })]);
+            Ok(first.chain(futures_util::stream::pending()).boxed())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_until_another_is_done() {
+        let provider = Bounded {
+            inner: Endless,
+            permits: Arc::new(Semaphore::new(1)),
+        };
+        let request = || Request {
+            model: "m".to_owned(),
+            max_tokens: 1,
+            system: Vec::new(),
+            tools: Vec::new(),
+            messages: Vec::new(),
+            thinking: selfsame_model::Thinking::Off,
+            effort: None,
+            speed: None,
+            tool_choice: None,
+        };
+        let mut first = provider.stream(request()).await.unwrap();
+        assert!(first.next().await.is_some());
+        let mut second = std::pin::pin!(provider.stream(request()));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        drop(first);
+        assert!(second.await.is_ok());
+    }
+
+    #[test]
+    fn models_come_from_the_configuration_or_are_built_in() {
+        let mut config = Config::default();
+        assert!(models(&config.model).list().len() > 3);
+        config.model = toml::from_str::<Config>(&crate::config::DEFAULTS.replace(
+            "models = []",
+            "models = [{ id = \"mine\", max_tokens = 5, thinking = \"budget\" }]",
+        ))
+        .unwrap()
+        .model;
+        let list = models(&config.model);
+        let mine = list.get("mine").unwrap();
+        assert_eq!((&*mine.display_name, mine.max_tokens), ("mine", Some(5)));
+        assert_eq!(list.list().len(), 1);
+    }
+}
