@@ -122,7 +122,8 @@ impl Engine {
                     owner,
                 }
             })
-            .await?;
+            .await?
+            .ok_or(AppendError::NotFound)?;
         inner.published(id, &created.rows);
         if needs_sandbox {
             inner.provision(id);
