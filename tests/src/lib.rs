@@ -1,1 +1,2 @@
-//! Black-box tests of the `selfsame` binary.
+//! Black-box tests of the `selfsame` binary, in `src/main.rs`.
+//! One binary for all of them: one link, one process per test under nextest.

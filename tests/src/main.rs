@@ -1,1 +1,8 @@
-//! One binary for all of them: one link, one process per test under nextest.
+//! Black-box tests of the `selfsame` binary: real processes, a database each, a scripted model.
+
+mod client;
+mod crash;
+mod lifecycle;
+mod servers;
+mod stream;
+mod world;

@@ -37,7 +37,6 @@ use selfsame_types::{ServerId, SessionId};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use change::View;
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use machine::Status;
 pub use sandboxes::SandboxConfig;

@@ -18,7 +18,7 @@ use selfsame_types::{
 
 use crate::{
     Engine, Inner,
-    change::{change, session_view, text},
+    change::{change, text, works},
     fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
@@ -115,7 +115,7 @@ impl Engine {
                     thread_status: change.threads[0].status,
                     thread_view: change.threads[0].view.clone(),
                     machine: change.machine,
-                    view: session_view(&machine),
+                    view: change.view,
                     queued: change.queued,
                     wake_at: change.wake_at,
                     events: change.events,
@@ -181,7 +181,7 @@ impl Engine {
                     let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                     step.accept(session, &inputs)?;
                     let (machine, events) = step.finish();
-                    let works = matches!(machine.status, Status::Running | Status::Rescheduling);
+                    let works = works(&machine);
                     let lease = match claim {
                         Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
                         _ => LeaseChange::Keep,

@@ -9,7 +9,9 @@ use std::{
     io::Read,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 
 /// Longest environment looked at, in bytes.
 const MAX_ENVIRON: u64 = 4 << 20;
@@ -28,8 +30,18 @@ impl Prey {
     /// Sends `signal` to every process meant, except this one and the first process of the
     /// namespace. Returns how many there were. Processes that only wait to be reaped do not count.
     pub fn signal(&self, signal: Signal) -> usize {
+        let found = self.find();
+        if let Some(group) = self.group
+            && group != rustix::process::getpgrp()
+            && found
+                .iter()
+                .any(|(_, stat)| stat.group == group.as_raw_nonzero().get())
+        {
+            // All of them in one step first: nobody forks or reports a death in between.
+            let _ = kill_process_group(group, signal);
+        }
         let mut hit = 0;
-        for (pid, started) in self.find() {
+        for (pid, Stat { started, .. }) in found {
             // The descriptor is taken before the second look: a number that has been given to
             // another process in between is noticed, not killed.
             let sent = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -49,7 +61,7 @@ impl Prey {
         !self.find().is_empty()
     }
 
-    fn find(&self) -> Vec<(Pid, u64)> {
+    fn find(&self) -> Vec<(Pid, Stat)> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let mut stats = HashMap::new();
         let Ok(entries) = fs::read_dir("/proc") else {
@@ -102,7 +114,7 @@ impl Prey {
         );
         meant
             .into_iter()
-            .filter_map(|pid| Some((Pid::from_raw(pid)?, stats.get(&pid)?.started)))
+            .filter_map(|pid| Some((Pid::from_raw(pid)?, *stats.get(&pid)?)))
             .collect()
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream, stream::BoxStream};
+use futures_util::{StreamExt, stream, stream::BoxStream};
 use reqwest::{
     Client, Response,
     header::{self, HeaderMap, HeaderName, HeaderValue},
@@ -226,19 +226,21 @@ impl Reading {
         } else if self.parser.is_done()
             && let Some(body) = self.body.take()
         {
-            finish_reading(body);
+            finish_reading(body).await;
         }
         Some(())
     }
 }
 
 /// A connection can be used again only when its response was read to the end, and the end usually
-/// comes with the last event. If it does not, somebody else waits for it: the turn goes on.
-fn finish_reading(mut body: Body) {
-    if let Some(Some(Ok(_))) | None = body.next().now_or_never() {
+/// comes with the last event: a moment is spent on it. When it takes longer somebody else waits for
+/// it, and the turn goes on.
+async fn finish_reading(mut body: Body) {
+    let end = async |body: &mut Body| while let Some(Ok(_)) = body.next().await {};
+    let soon = tokio::time::timeout(Duration::from_millis(10), end(&mut body)).await;
+    if soon.is_err() {
         tokio::spawn(async move {
-            let rest = async { while let Some(Ok(_)) = body.next().await {} };
-            let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), end(&mut body)).await;
         });
     }
 }

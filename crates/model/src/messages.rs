@@ -4,11 +4,17 @@
 //! stream begins with `message_start`, deltas belong to an open block, it ends with `message_stop`):
 //! a response that was cut short must never look like a finished one.
 
-use std::{borrow::Cow, collections::BTreeMap};
+mod wire;
 
-use serde::{Deserialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use self::wire::{
+    BlockDelta, BlockDeltaBody, BlockStart, BlockStop, ErrorEvent, Head, MessageDelta,
+    MessageStart, RedactedBlock, TextBlock, ThinkingBlock, ToolBlock,
+};
 use crate::{
     error::ModelError,
     response::{Block, BlockKind, Delta, StopDetails, StopReason, Usage},
@@ -369,186 +375,4 @@ fn object(text: String) -> Result<Box<RawValue>, String> {
 
 fn json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, ModelError> {
     serde_json::from_str(text).map_err(ModelError::protocol)
-}
-
-/// `null` reads as the default: upstreams write it for what they do not have.
-fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: DeserializeOwned + Default,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct MessageStart {
-    message: Message,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    #[serde(default, deserialize_with = "or_default")]
-    usage: WireUsage,
-}
-
-#[derive(Deserialize)]
-struct ErrorEvent {
-    error: Option<ErrorBody>,
-}
-
-#[derive(Deserialize, Default)]
-struct ErrorBody {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct BlockStart<'a> {
-    index: u32,
-    #[serde(borrow)]
-    content_block: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct BlockDelta<'a> {
-    index: u32,
-    #[serde(borrow)]
-    delta: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct BlockStop {
-    index: u32,
-}
-
-#[derive(Deserialize)]
-struct BlockDeltaBody<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(default, borrow)]
-    text: Cow<'a, str>,
-    #[serde(default, borrow)]
-    thinking: Cow<'a, str>,
-    #[serde(default, borrow)]
-    signature: Cow<'a, str>,
-    #[serde(default, borrow)]
-    partial_json: Cow<'a, str>,
-}
-
-#[derive(Deserialize)]
-struct TextBlock {
-    #[serde(default, deserialize_with = "or_default")]
-    text: String,
-}
-
-#[derive(Deserialize)]
-struct ThinkingBlock {
-    #[serde(default, deserialize_with = "or_default")]
-    thinking: String,
-    #[serde(default, deserialize_with = "or_default")]
-    signature: String,
-}
-
-#[derive(Deserialize)]
-struct RedactedBlock {
-    data: String,
-}
-
-#[derive(Deserialize)]
-struct ToolBlock<'a> {
-    id: String,
-    name: String,
-    #[serde(default, borrow)]
-    input: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct MessageDelta<'a> {
-    #[serde(borrow)]
-    delta: MessageDeltaBody<'a>,
-    #[serde(default, deserialize_with = "or_default")]
-    usage: WireUsage,
-}
-
-#[derive(Deserialize)]
-struct MessageDeltaBody<'a> {
-    #[serde(default, borrow)]
-    stop_reason: Option<Cow<'a, str>>,
-    #[serde(default)]
-    stop_details: Option<WireStopDetails>,
-}
-
-#[derive(Deserialize)]
-struct WireStopDetails {
-    #[serde(default)]
-    category: Option<String>,
-    #[serde(default)]
-    explanation: Option<String>,
-}
-
-impl From<WireStopDetails> for StopDetails {
-    fn from(wire: WireStopDetails) -> Self {
-        Self {
-            category: wire.category,
-            explanation: wire.explanation,
-        }
-    }
-}
-
-/// Counts are cumulative: a later one replaces an earlier one, an absent one leaves it.
-#[derive(Deserialize, Default)]
-struct WireUsage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-    cache_creation: Option<WireCacheCreation>,
-    speed: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WireCacheCreation {
-    ephemeral_5m_input_tokens: Option<u64>,
-    ephemeral_1h_input_tokens: Option<u64>,
-}
-
-impl WireUsage {
-    fn merge_into(self, usage: &mut Usage) {
-        let split = self.cache_creation;
-        let pairs = [
-            (self.input_tokens, &mut usage.input_tokens),
-            (self.output_tokens, &mut usage.output_tokens),
-            (
-                self.cache_creation_input_tokens,
-                &mut usage.cache_creation_input_tokens,
-            ),
-            (
-                self.cache_read_input_tokens,
-                &mut usage.cache_read_input_tokens,
-            ),
-            (
-                split.as_ref().and_then(|s| s.ephemeral_5m_input_tokens),
-                &mut usage.ephemeral_5m_input_tokens,
-            ),
-            (
-                split.as_ref().and_then(|s| s.ephemeral_1h_input_tokens),
-                &mut usage.ephemeral_1h_input_tokens,
-            ),
-        ];
-        for (new, old) in pairs {
-            if let Some(new) = new {
-                *old = new;
-            }
-        }
-        if self.speed.is_some() {
-            usage.speed = self.speed;
-        }
-    }
 }

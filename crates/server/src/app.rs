@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::HeaderValue;
 use rand::RngExt as _;
 use selfsame_engine::Engine;
-use selfsame_store::{Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
+use selfsame_store::{Actor, Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
 use selfsame_types::{KeyId, OrganizationId, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -59,6 +59,17 @@ pub struct Principal {
     pub key: KeyId,
     pub kind: KeyKind,
     pub scope: Scope,
+}
+
+impl Principal {
+    /// Who a change is recorded under.
+    #[must_use]
+    pub fn actor(&self, request: &Arc<str>) -> Actor {
+        Actor {
+            key: Some(self.key),
+            request: Some(request.to_string()),
+        }
+    }
 }
 
 /// A random token: 43 base62 characters are 256 bits.

@@ -14,7 +14,7 @@ use crate::{
     app::App,
     error::Error,
     extract::json_response,
-    handlers::{agents, environments, models, operations},
+    handlers::{agents, environments, events, models, operations, sessions, streams, threads},
     middleware, openapi,
 };
 
@@ -32,6 +32,17 @@ fn api() -> OpenApiRouter<Arc<App>> {
             environments::delete
         ))
         .routes(routes!(environments::archive))
+        .routes(routes!(sessions::create, sessions::list))
+        .routes(routes!(sessions::get, sessions::update, sessions::delete))
+        .routes(routes!(sessions::archive))
+        .routes(routes!(events::list, events::send))
+        .routes(routes!(streams::session))
+        .routes(routes!(streams::alias))
+        .routes(routes!(threads::list))
+        .routes(routes!(threads::get))
+        .routes(routes!(threads::archive))
+        .routes(routes!(threads::events))
+        .routes(routes!(streams::thread))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }

@@ -130,6 +130,16 @@ impl Store {
         change: impl FnOnce(&Agent) -> Result<AgentConfig, E> + Send,
     ) -> Result<Option<Agent>, E> {
         let mut tx = self.pool.begin().await.map_err(StoreError::from)?;
+        // Locked in a statement of its own: the next one then sees what the holder before us saved.
+        // A join would look for the new version in the old snapshot and find nothing.
+        sqlx::query!(
+            "SELECT id FROM agents WHERE workspace_id = $1 AND id = $2 FOR NO KEY UPDATE",
+            workspace.0,
+            id.0,
+        )
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(StoreError::from)?;
         let row = sqlx::query_as!(
             Row,
             r#"
@@ -137,7 +147,6 @@ impl Store {
             FROM agents a
             JOIN agent_versions v ON v.agent_id = a.id AND v.version = a.current_version
             WHERE a.workspace_id = $1 AND a.id = $2
-            FOR UPDATE OF a
             "#,
             workspace.0,
             id.0,

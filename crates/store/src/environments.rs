@@ -8,7 +8,7 @@ use selfsame_types::{
 };
 use uuid::Uuid;
 
-use crate::{Store, StoreError, agents::column, time};
+use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time};
 
 /// The constraint that keeps names of live environments apart.
 pub const ENVIRONMENT_NAME_KEY: &str = "environments_name_key";
@@ -198,6 +198,7 @@ impl Store {
         &self,
         workspace: WorkspaceId,
         id: EnvironmentId,
+        actor: &Actor,
     ) -> Result<Deletion, StoreError> {
         let mut tx = self.pool.begin().await?;
         // Waits for sessions that are being created on it, and makes later ones wait.
@@ -227,12 +228,22 @@ impl Store {
         .execute(&mut *tx)
         .await?
         .rows_affected();
+        if deleted == 0 {
+            return Ok(Deletion::InUse);
+        }
+        audit(
+            &mut *tx,
+            Audit {
+                workspace: Some(workspace),
+                actor,
+                action: "environment.delete",
+                target: id.to_string(),
+                detail: serde_json::json!({}),
+            },
+        )
+        .await?;
         tx.commit().await?;
-        Ok(if deleted == 0 {
-            Deletion::InUse
-        } else {
-            Deletion::Deleted
-        })
+        Ok(Deletion::Deleted)
     }
 
     /// Newest first.

@@ -29,3 +29,45 @@ pub use metadata::{EmptyValue, Metadata, MetadataPatch};
 pub use page::{Order, Page, Position, TwoWayPage};
 pub use patch::Patch;
 pub use time::Timestamp;
+
+#[cfg(test)]
+mod tests {
+    use utoipa::OpenApi;
+
+    #[derive(OpenApi)]
+    #[openapi(components(schemas(
+        crate::agent::Agent,
+        crate::agent::CreateAgent,
+        crate::agent::UpdateAgent,
+        crate::environment::CreateEnvironment,
+        crate::environment::Environment,
+        crate::environment::UpdateEnvironment,
+        crate::inbound::InboundEventParams,
+        crate::inbound::SendEvents,
+        crate::session::CreateSession,
+        crate::session::Session,
+        crate::session::UpdateSession,
+        crate::thread::Thread,
+    )))]
+    struct Document;
+
+    /// Discriminator mappings are strings: nothing else holds them to the names of types.
+    #[test]
+    fn every_reference_of_the_schemas_leads_somewhere() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let mut open = vec![&document];
+        let mut references = 0;
+        while let Some(value) = open.pop() {
+            match value {
+                serde_json::Value::Object(object) => open.extend(object.values()),
+                serde_json::Value::Array(list) => open.extend(list),
+                serde_json::Value::String(text) if text.starts_with("#/") => {
+                    references += 1;
+                    assert!(document.pointer(&text[1..]).is_some(), "{text}");
+                }
+                _ => {}
+            }
+        }
+        assert!(references > 100);
+    }
+}

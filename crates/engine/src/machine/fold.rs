@@ -34,6 +34,9 @@ impl Machine {
         self.active_us = self.active_until(at);
         self.running_since = (status == Status::Running).then_some(at);
         self.status = status;
+        if status == Status::Terminated {
+            self.ended_at = Some(at);
+        }
     }
 
     fn fold_thread(&mut self, event: Placed<'_>) {
@@ -92,6 +95,7 @@ impl Machine {
             Payload::ThreadIdle { stop } => {
                 stop_clock(thread, event.at);
                 thread.status = Status::Idle;
+                thread.was_idle = true;
                 if !matches!(stop, StopReason::RequiresAction { .. }) {
                     thread.calls.clear();
                     thread.due = false;
@@ -110,6 +114,7 @@ impl Machine {
             Payload::ThreadTerminated => {
                 stop_clock(thread, event.at);
                 thread.status = Status::Terminated;
+                thread.ended_at = Some(event.at);
                 thread.calls.clear();
                 thread.queue.clear();
                 thread.due = false;

@@ -65,6 +65,8 @@ pub struct Machine {
     /// Time with at least one thread running, up to `running_since`.
     pub active_us: i64,
     pub running_since: Option<Timestamp>,
+    /// When it was terminated.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// One conversation with a model.
@@ -92,6 +94,9 @@ pub struct Thread {
     pub usage: ModelUsage,
     pub active_us: i64,
     pub running_since: Option<Timestamp>,
+    /// It has finished a turn.
+    pub was_idle: bool,
+    pub ended_at: Option<Timestamp>,
 }
 
 /// An input that waits for its turn.
@@ -177,7 +182,15 @@ impl Thread {
             usage: ModelUsage::default(),
             active_us: 0,
             running_since: None,
+            was_idle: false,
+            ended_at: None,
         }
+    }
+
+    /// It has run, or runs now.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        self.was_idle || self.active_us > 0 || self.running_since.is_some()
     }
 
     /// An interrupt has been accepted and not yet carried out.
@@ -218,6 +231,7 @@ impl Machine {
             threads: vec![Thread::new(primary, agent_name)],
             active_us: 0,
             running_since: None,
+            ended_at: None,
         }
     }
 
@@ -252,29 +266,6 @@ impl Machine {
                 sum.add(&thread.usage);
                 sum
             })
-    }
-
-    /// The `usage` object of the session and of `session.usage` events.
-    #[must_use]
-    pub fn usage_json(&self, now: Timestamp) -> serde_json::Value {
-        let usage = self.usage();
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "microseconds of centuries fit an f64"
-        )]
-        let active_seconds = self.active_until(now) as f64 / 1e6;
-        serde_json::json!({
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_input_tokens": usage.cache_read_input_tokens,
-            "cache_creation": {
-                "ephemeral_5m_input_tokens": usage.ephemeral_5m_input_tokens,
-                "ephemeral_1h_input_tokens": usage.ephemeral_1h_input_tokens,
-            },
-            "active_seconds": active_seconds,
-            "list_cost": null,
-            "server_tool_use": {"web_search_requests": 0, "web_fetch_requests": 0},
-        })
     }
 
     /// Ids of every call that waits for a client, over all threads.

@@ -3,6 +3,7 @@
 use selfsame_types::{
     EventId, Timestamp,
     event::{EventType, fields},
+    session::SessionUsage,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
@@ -162,7 +163,7 @@ pub enum Payload {
         fields: String,
     },
     SessionUsage {
-        usage: serde_json::Value,
+        usage: SessionUsage,
     },
     ThreadRunning,
     ThreadIdle {

@@ -5,6 +5,8 @@ use selfsame_types::{
     event::{NewEvent, Processed},
 };
 
+use crate::change::session_view;
+
 use super::{
     CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, fold::Placed,
 };
@@ -134,7 +136,7 @@ impl<'a> Step<'a> {
         } else {
             StopReason::RequiresAction { event_ids: waiting }
         };
-        let usage = self.machine.usage_json(self.now);
+        let usage = session_view(&self.machine, self.now).usage(self.now);
         self.emit(thread, &Payload::SessionUsage { usage });
         self.emit(thread, &Payload::SessionIdle { stop });
     }

@@ -61,7 +61,8 @@ pub(super) async fn run(rg: &Path, pattern: &str, path: &Path) -> Result<String,
         "--no-heading",
         "--with-filename",
     ]);
-    command.args(["--color=never", "--no-messages"]);
+    // A long line (a minified file) says that it matches, and no more.
+    command.args(["--color=never", "--no-messages", "--max-columns=2000"]);
     if !path
         .components()
         .any(|part| part.as_os_str() == "node_modules")

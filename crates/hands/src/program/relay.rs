@@ -103,23 +103,6 @@ pub(crate) fn relay(socket: &Socket) -> io::Result<()> {
         if outward.closed || (outward.ended && outward.empty()) {
             return Ok(());
         }
-        let want =
-            |condition: bool, flags: PollFlags| if condition { flags } else { PollFlags::empty() };
-        let from_hands = want(outward.wants_input(), PollFlags::IN)
-            | want(!inward.empty() && !inward.closed, PollFlags::OUT);
-        // A descriptor without wishes still reports that its other side is gone, again and again;
-        // standard input and output are left out then.
-        let mut descriptors = vec![PollFd::from_borrowed_fd(hands, from_hands)];
-        if inward.wants_input() {
-            descriptors.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
-        }
-        if !outward.empty() {
-            descriptors.push(PollFd::from_borrowed_fd(stdout, PollFlags::OUT));
-        }
-        if deadline.is_some() {
-            // The socket is known to be closed: it would only report that for ever.
-            descriptors.remove(0);
-        }
         let timeout = match deadline {
             None => None,
             Some(deadline) => {
@@ -127,15 +110,41 @@ pub(crate) fn relay(socket: &Socket) -> io::Result<()> {
                 if left.is_zero() {
                     return Ok(());
                 }
+                if outward.empty() {
+                    // From a closed socket there is always something to read: bytes, or the end.
+                    continue;
+                }
                 Timespec::try_from(left).ok()
             }
         };
+        let want = |condition: bool, flags: PollFlags| {
+            if condition { flags } else { PollFlags::empty() }
+        };
+        let from_hands = want(outward.wants_input(), PollFlags::IN)
+            | want(!inward.empty() && !inward.closed, PollFlags::OUT);
+        // A descriptor without wishes still reports that its other side is gone, again and again.
+        // Of the socket that is news once; standard input and output are left out.
+        let mut descriptors = Vec::with_capacity(3);
+        if deadline.is_none() {
+            descriptors.push(PollFd::from_borrowed_fd(hands, from_hands));
+        }
+        if inward.wants_input() {
+            descriptors.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+        }
+        if !outward.empty() {
+            descriptors.push(PollFd::from_borrowed_fd(stdout, PollFlags::OUT));
+        }
         match poll(&mut descriptors, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let events = descriptors[0].revents();
-        if deadline.is_none() && events.intersects(PollFlags::HUP | PollFlags::ERR) {
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        if deadline.is_none()
+            && descriptors
+                .iter()
+                .take(1)
+                .any(|fd| fd.revents().intersects(gone))
+        {
             inward.closed = true;
             // What is left goes to a client that reads; one that does not is not waited for.
             deadline = Some(Instant::now() + FLUSH_TIME);

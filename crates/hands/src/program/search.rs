@@ -330,7 +330,7 @@ fn scan(regex: &Regex, path: &Path, stop: &AtomicBool, found: &mut Vec<u8>) -> b
             Ok(true) => {}
             Ok(false) | Err(_) => return true,
         }
-        if number % 1024 == 0 && stop.load(Ordering::Relaxed) {
+        if number.is_multiple_of(1024) && stop.load(Ordering::Relaxed) {
             return false;
         }
         if line.len() > MAX_LINE {

@@ -355,3 +355,19 @@ async fn commands_of_one_shell_wait_for_each_other() {
         20
     );
 }
+
+#[tokio::test]
+async fn orphans_are_reaped_and_no_status_is_stolen() {
+    let bench = Bench::new().await;
+    let hands: i32 = bench.ok("echo $PPID").await.parse().unwrap();
+    for status in 0..20 {
+        let orphans = "for i in 1 2 3 4 5; do (setsid true &); done";
+        let result = bench.bash(&format!("{orphans}; exit {status}")).await;
+        assert_eq!(result.is_error, status != 0, "{result:?}");
+    }
+    until("nobody waits to be reaped", || {
+        let children = fs::read_to_string(format!("/proc/{hands}/task/{hands}/children")).unwrap();
+        children.split_whitespace().all(alive)
+    })
+    .await;
+}

@@ -5,4 +5,5 @@ mod bash;
 mod files;
 mod harness;
 mod protocol;
+mod relay;
 mod search;

@@ -1,5 +1,6 @@
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt,
     time::{Duration, SystemTime},
 };
 
@@ -109,6 +110,53 @@ async fn grep_finds_lines() {
         text.ends_with("nowhere: no such file or directory"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn ripgrep_is_used_where_it_is_installed() {
+    // Not ripgrep, but it stands for each of its answers and shows what it was asked.
+    let rg = r#"#!/bin/bash
+for last; do :; done
+case $* in
+    *'-e many '*) yes "$last:1:many" ;;
+    *'-e none '*) exit 1 ;;
+    *'-e broken '*) exit 2 ;;
+    *'-e partly '*) echo "$last:1:partly"; exit 2 ;;
+    *) echo "$@" ;;
+esac
+"#;
+    let bin = tempfile::tempdir().unwrap();
+    fs::write(bin.path().join("rg"), rg).unwrap();
+    fs::set_permissions(bin.path().join("rg"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", bin.path().display());
+    let bench = Bench::with_env(&[("PATH", &path)]).await;
+    bench.put("node_modules/x", "");
+    let grep = |pattern: &str, path: &str| {
+        bench.run(
+            "grep",
+            json!({ "pattern": pattern, "path": bench.path(path) }),
+        )
+    };
+    let root = bench.path("").display().to_string();
+    let asked = success(grep("-x", "").await);
+    assert_eq!(
+        asked,
+        format!(
+            "--no-config --line-number --no-heading --with-filename --color=never --no-messages --max-columns=2000 \
+             --glob !node_modules -e -x -- {root}"
+        )
+    );
+    assert!(!success(grep("x", "node_modules").await).contains("--glob"));
+    assert_eq!(success(grep("none", "").await), "no matches");
+    assert!(failure(grep("broken", "").await).starts_with("grep: rg failed"));
+    assert_eq!(
+        success(grep("partly", "").await),
+        format!("{root}:1:partly")
+    );
+    // Cut, and the endless search is over.
+    assert!(success(grep("many", "").await).starts_with("[output truncated]"));
+    assert!(failure(grep("(", "").await).starts_with("grep: invalid regex"));
+    assert!(failure(grep("x", "nowhere").await).ends_with("no such file or directory"));
 }
 
 #[tokio::test]

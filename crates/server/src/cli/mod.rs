@@ -4,6 +4,7 @@
 
 mod database;
 mod keys;
+mod mock;
 mod serve;
 mod workspaces;
 
@@ -51,6 +52,12 @@ enum Command {
     /// Manages workspaces
     #[command(subcommand)]
     Workspaces(workspaces::Command),
+    /// Runs a scripted model, to try agents and clients without a key
+    Mock {
+        /// Address and port
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8788")]
+        listen: std::net::SocketAddr,
+    },
     /// Prints the effective configuration, with secrets masked
     Config,
     /// Prints the OpenAPI document
@@ -82,6 +89,7 @@ pub fn main() -> anyhow::Result<()> {
             let context = Context::load(&sources, &environment)?;
             run(serve::serve(context))
         }
+        Command::Mock { listen } => run(mock::run(listen)),
         Command::Keys(command) => run(keys::run(Context::quiet(&sources, &environment)?, command)),
         Command::Workspaces(command) => run(workspaces::run(
             Context::quiet(&sources, &environment)?,

@@ -98,6 +98,10 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if std::str::from_utf8(body).is_err() {
         return Err(ApiError::invalid("The request body is not valid UTF-8"));
     }
+    // A struct would also read itself from an array of its fields.
+    if body.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::invalid("The request body must be a JSON object"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();

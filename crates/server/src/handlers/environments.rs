@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use selfsame_store::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
+use selfsame_store::{Actor, Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 use selfsame_types::{
     ApiError, EnvironmentId, Page, Position,
     environment::{
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::{
     app::App,
     error::{Error, Result},
-    extract::{Auth, Json, NoQuery, Path, Query},
+    extract::{Auth, Json, NoQuery, Path, Query, RequestId},
 };
 
 /// The name of the list in its cursors.
@@ -154,11 +154,16 @@ pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Auth(principal): Auth,
     Path(id): Path<EnvironmentId>,
+    RequestId(request): RequestId,
     NoQuery: NoQuery,
 ) -> Result<Json<DeletedEnvironment>> {
+    let actor = Actor {
+        key: Some(principal.key),
+        request: Some(request.to_string()),
+    };
     match app
         .store
-        .environment_delete(principal.workspace, id)
+        .environment_delete(principal.workspace, id, &actor)
         .await?
     {
         Deletion::Deleted => Ok(Json(DeletedEnvironment {

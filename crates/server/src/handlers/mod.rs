@@ -2,5 +2,9 @@
 
 pub mod agents;
 pub mod environments;
+pub mod events;
 pub mod models;
 pub mod operations;
+pub mod sessions;
+pub mod streams;
+pub mod threads;

@@ -1,0 +1,265 @@
+// The official TypeScript client against the server: every method of the resources it offers.
+
+import Anthropic from '@anthropic-ai/sdk';
+import { accumulateManagedAgentsEvent } from '@anthropic-ai/sdk/lib/sessions/accumulate.mjs';
+import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
+import { test } from 'node:test';
+
+import { Mock, Tail, all, client, covers, makeAgent, makeEnvironment, makeSession, say, tail, text, uncovered } from './support.mjs';
+
+const TOOLSET = { type: 'agent_toolset_20260401' };
+const CUSTOM = {
+  type: 'custom',
+  name: 'lookup',
+  description: 'Looks something up.',
+  input_schema: { type: 'object', properties: { key: { type: 'string' } } },
+};
+const { agents, environments, sessions } = client.beta;
+
+covers(['models.list', 'models.retrieve', 'beta.models.list', 'beta.models.retrieve'], 'models', async () => {
+  for (const models of [client.models, client.beta.models]) {
+    const found = await all(models.list({ limit: 1 }));
+    assert(found.length > 0);
+    assert.equal((await models.retrieve(found[0].id)).id, found[0].id);
+  }
+});
+
+covers(
+  ['beta.agents.create', 'beta.agents.retrieve', 'beta.agents.update', 'beta.agents.list', 'beta.agents.archive', 'beta.agents.versions.list'],
+  'agents and their versions',
+  async () => {
+    const mock = new Mock();
+    const agent = await makeAgent(mock, { tools: [TOOLSET, CUSTOM], metadata: { a: '1' }, system: 's' });
+    assert.deepEqual(await agents.retrieve(agent.id), agent);
+    const second = await agents.update(agent.id, { version: 1, name: 'renamed', metadata: { a: null, b: '2' }, system: null });
+    assert.deepEqual([second.version, second.name, second.metadata, second.system], [2, 'renamed', { b: '2' }, null]);
+    assert.deepEqual((await agents.retrieve(agent.id, { version: 1 })).name, agent.name);
+    assert.deepEqual((await all(agents.versions.list(agent.id, { limit: 1 }))).map((each) => each.version), [2, 1]);
+    await assert.rejects(agents.update(agent.id, { version: 1, name: 'again' }), Anthropic.ConflictError);
+    await makeAgent(mock);
+    const listed = async (params) => (await all(agents.list({ limit: 1, 'created_at[gte]': agent.created_at, ...params }))).map((each) => each.id);
+    assert((await listed()).includes(agent.id));
+    const archived = await agents.archive(agent.id);
+    assert(archived.archived_at);
+    assert(!(await listed()).includes(agent.id));
+    assert((await listed({ include_archived: true })).includes(agent.id));
+  },
+);
+
+covers(
+  ['create', 'retrieve', 'update', 'list', 'archive', 'delete'].map((name) => `beta.environments.${name}`),
+  'environments',
+  async () => {
+    const name = `typescript ${randomUUID()}`;
+    const environment = await environments.create({ name, metadata: { a: '1' } });
+    assert.equal(environment.config.type, 'cloud');
+    assert.deepEqual(await environments.retrieve(environment.id), environment);
+    const changed = await environments.update(environment.id, {
+      description: 'd',
+      metadata: { a: null },
+      config: { type: 'cloud', networking: { type: 'limited', allowed_hosts: ['example.com'] } },
+    });
+    assert.deepEqual([changed.description, changed.metadata, changed.config.networking.allowed_hosts], ['d', {}, ['example.com']]);
+    await assert.rejects(environments.create({ name }), Anthropic.ConflictError);
+    await environments.archive(environment.id);
+    const ids = async (params) => (await all(environments.list({ limit: 50, ...params }))).map((each) => each.id);
+    assert(!(await ids()).includes(environment.id));
+    assert((await ids({ include_archived: true })).includes(environment.id));
+    assert.deepEqual(await environments.delete(environment.id), { id: environment.id, type: 'environment_deleted' });
+    await assert.rejects(environments.retrieve(environment.id), Anthropic.NotFoundError);
+  },
+);
+
+covers(
+  ['create', 'retrieve', 'update', 'list', 'archive', 'delete'].map((name) => `beta.sessions.${name}`),
+  'sessions, and their pages in both directions',
+  async () => {
+    const mock = new Mock();
+    const agent = await makeAgent(mock);
+    const environment_id = await makeEnvironment();
+    const made = [];
+    for (let number = 0; number < 5; number += 1) {
+      made.push(await sessions.create({ agent: agent.id, environment_id, title: `${number}` }));
+    }
+    const newest = made.map((session) => session.id).reverse();
+    assert.deepEqual((await all(sessions.list({ agent_id: agent.id, limit: 2 }))).map((each) => each.id), newest);
+    const pages = [await sessions.list({ agent_id: agent.id, limit: 2 })];
+    while (pages.at(-1).hasNextPage()) pages.push(await pages.at(-1).getNextPage());
+    assert.deepEqual(pages.map((page) => page.data.length), [2, 2, 1]);
+    const back = await sessions.list({ agent_id: agent.id, limit: 2, page: pages[2].prev_page });
+    assert.deepEqual(back.data.map((each) => each.id), newest.slice(2, 4));
+    const first = await sessions.list({ agent_id: agent.id, limit: 2, page: back.prev_page });
+    assert.deepEqual(first.data.map((each) => each.id), newest.slice(0, 2));
+    assert.equal(first.prev_page, null);
+    const [session] = made;
+    const changed = await sessions.update(session.id, { title: null, metadata: { a: 'b' } });
+    assert.deepEqual([changed.title, changed.metadata], [null, { a: 'b' }]);
+    assert.equal((await sessions.archive(session.id)).status, 'terminated');
+    assert((await sessions.retrieve(session.id)).archived_at);
+    assert.deepEqual((await all(sessions.list({ agent_id: agent.id, statuses: ['terminated'], include_archived: true }))).map((each) => each.id), [session.id]);
+    assert.deepEqual(await sessions.delete(session.id), { id: session.id, type: 'session_deleted' });
+    await assert.rejects(sessions.retrieve(session.id), Anthropic.NotFoundError);
+  },
+);
+
+covers(['beta.sessions.events.send', 'beta.sessions.events.list', 'beta.sessions.events.stream'], 'a turn on the stream and in the list', async () => {
+  const mock = new Mock();
+  await mock.answer('hello');
+  const session = await makeSession(mock);
+  const stream = await tail(session);
+  const sent = await say(session, 'hi');
+  await stream.idle('end_turn');
+  await stream.close();
+  const listed = await all(sessions.events.list(session.id, { limit: 2 }));
+  const forms = stream.records.filter((event) => event.id === sent.data[0].id).map((event) => event.processed_at === null);
+  assert.deepEqual(forms, [true, false]);
+  const once = new Map(stream.records.map((event) => [event.id, event]));
+  assert.deepEqual(new Set(listed.map((event) => event.id)), new Set(once.keys()));
+  for (const event of listed) assert.deepEqual(event, once.get(event.id));
+  assert.deepEqual(listed.map((event) => event.type), [
+    'session.status_running', 'session.thread_status_running', 'user.message', 'span.model_request_start', 'agent.message',
+    'span.model_request_end', 'session.thread_status_idle', 'session.usage', 'session.status_idle',
+  ]); // prettier-ignore
+  const messages = await all(sessions.events.list(session.id, { types: ['agent.message'], order: 'desc' }));
+  assert.deepEqual(messages.map((event) => event.content), [[{ type: 'text', text: 'hello' }]]);
+});
+
+test('a stream opened after sending to an instant model', async () => {
+  const mock = new Mock();
+  await mock.answer('instant');
+  const session = await makeSession(mock);
+  await say(session, 'hi');
+  const stream = await tail(session);
+  await stream.idle('end_turn');
+  assert.equal(stream.records.filter((event) => event.type === 'agent.message').length, 1);
+  await stream.close();
+});
+
+test('deltas through the own accumulator of the SDK', async () => {
+  const mock = new Mock();
+  const gate = mock.gate();
+  await mock.answer({ thinking: 'hm' }, { text: ['one ', 'two '] }, { gate }, { text: ['three'] });
+  const session = await makeSession(mock);
+  const stream = await tail(session, { event_deltas: ['agent.message', 'agent.thinking'] });
+  await say(session, 'count');
+  await stream.type('event_delta');
+  await mock.release(gate);
+  await stream.idle('end_turn');
+  await stream.close();
+  const snapshots = new Map();
+  let checked = 0;
+  for (const event of stream.records) {
+    if (event.type === 'event_start') snapshots.set(event.event.id, accumulateManagedAgentsEvent(undefined, event));
+    if (event.type === 'event_delta') snapshots.set(event.event_id, accumulateManagedAgentsEvent(snapshots.get(event.event_id), event));
+    if (event.type === 'agent.message' && snapshots.has(event.id)) {
+      const preview = snapshots.get(event.id).content.map((block) => block.text).join('');
+      assert(event.content.map((block) => block.text).join('').startsWith(preview) && preview);
+      checked += 1;
+    }
+  }
+  assert(checked > 0);
+});
+
+covers(
+  ['beta.sessions.threads.list', 'beta.sessions.threads.retrieve', 'beta.sessions.threads.archive', 'beta.sessions.threads.events.list', 'beta.sessions.threads.events.stream'],
+  'the primary thread',
+  async () => {
+    const mock = new Mock();
+    await mock.answer('ok');
+    const session = await makeSession(mock);
+    const { threads } = sessions;
+    const [thread, ...more] = await all(threads.list(session.id));
+    assert.equal(more.length, 0);
+    const scope = { session_id: session.id };
+    assert.deepEqual(await threads.retrieve(thread.id, scope), thread);
+    const stream = new Tail(await threads.events.stream(thread.id, scope));
+    await say(session, 'hi');
+    await stream.type('session.thread_status_idle');
+    await stream.close();
+    const listed = await all(threads.events.list(thread.id, scope));
+    assert(listed.some((event) => event.type === 'agent.message'));
+    await assert.rejects(threads.archive(thread.id, scope), Anthropic.BadRequestError);
+  },
+);
+
+test('a session with tools in its sandbox', async () => {
+  const mock = new Mock();
+  const session = await makeSession(mock, { tools: [TOOLSET] });
+  const stream = await tail(session);
+  await say(session, '!write a.txt hello\n!then\n!bash cat a.txt\n!read a.txt\n!glob *.txt\n!grep hell a.txt');
+  await stream.idle('end_turn');
+  const results = stream.records.filter((event) => event.type === 'agent.tool_result');
+  assert.equal(results.length, 5);
+  for (const result of results) {
+    assert(!result.is_error, JSON.stringify(result));
+  }
+  await stream.close();
+});
+
+test('confirmations', async () => {
+  const mock = new Mock();
+  const session = await makeSession(mock, { tools: [{ ...TOOLSET, default_config: { permission_policy: { type: 'always_ask' } } }] });
+  const stream = await tail(session);
+  await say(session, '!bash echo one\n!bash echo two');
+  const { stop_reason } = await stream.idle('requires_action');
+  const [first, second] = stop_reason.event_ids;
+  await sessions.events.send(session.id, { events: [{ type: 'user.tool_confirmation', tool_use_id: first, result: 'allow' }] });
+  assert.deepEqual((await stream.idle('requires_action', 2)).stop_reason.event_ids, [second]);
+  await sessions.events.send(session.id, { events: [{ type: 'user.tool_confirmation', tool_use_id: second, result: 'deny', deny_message: 'no' }] });
+  await stream.idle('end_turn');
+  await stream.close();
+});
+
+test('an interrupt while the model streams', async () => {
+  const mock = new Mock();
+  await mock.answer({ text: ['half'] }, { hang: true });
+  const session = await makeSession(mock);
+  const stream = await tail(session, { event_deltas: ['agent.message'] });
+  await say(session, 'hi');
+  await stream.type('event_delta');
+  await sessions.events.send(session.id, { events: [{ type: 'user.interrupt' }] });
+  await stream.idle('end_turn');
+  assert(!stream.records.some((event) => event.type === 'agent.message'));
+  await stream.close();
+});
+
+covers(['beta.sessions.events.toolRunner'], 'the tool runner answers custom tools', async () => {
+  const mock = new Mock();
+  const session = await makeSession(mock, { tools: [CUSTOM] });
+  await say(session, '!tool lookup {"key": "k"}');
+  const asked = [];
+  const lookup = {
+    type: 'custom',
+    name: 'lookup',
+    description: CUSTOM.description,
+    input_schema: CUSTOM.input_schema,
+    parse: (input) => input,
+    run: async (input) => {
+      asked.push(input.key);
+      return `value of ${input.key}`;
+    },
+  };
+  const names = [];
+  for await (const call of sessions.events.toolRunner(session.id, { tools: [lookup], maxIdleMs: 200 })) names.push(call.name);
+  assert.deepEqual([names, asked], [['lookup'], ['k']]);
+  const results = await all(sessions.events.list(session.id, { types: ['user.custom_tool_result'] }));
+  assert.equal(results.length, 1);
+});
+
+test('errors are the right classes and carry the request id', async () => {
+  await assert.rejects(sessions.retrieve(`sesn_01${'1'.repeat(22)}`), (error) => {
+    assert(error instanceof Anthropic.NotFoundError);
+    assert(error.requestID.startsWith('req_'));
+    return true;
+  });
+  const stranger = client.withOptions({ apiKey: 'wrong' });
+  await assert.rejects(stranger.beta.agents.list(), Anthropic.AuthenticationError);
+  await assert.rejects(agents.create({ name: '', model: 'm' }), Anthropic.BadRequestError);
+  await assert.rejects(sessions.events.send(`sesn_01${'1'.repeat(22)}`, { events: [text('x')] }), Anthropic.NotFoundError);
+});
+
+// Last, when the others have said and shown what they call.
+test('every method has a test', () => {
+  assert.deepEqual(uncovered(), []);
+});
