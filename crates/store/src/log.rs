@@ -373,10 +373,11 @@ async fn read_cold(
     .await?
     .ok_or(AppendError::NotFound)?;
     head.archived = row.archived_at.is_some();
-    head.cold = row
-        .metadata
-        .zip(row.agent)
-        .map(|(metadata, agent)| Cold { title: row.title, metadata, agent });
+    head.cold = row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
+        title: row.title,
+        metadata,
+        agent,
+    });
     Ok(())
 }
 
