@@ -198,7 +198,7 @@ points! {
 async fn second_passages() -> Result<()> {
     for point in [
         "before_model_request:2",
-        "mid_model_stream:3",
+        "mid_model_stream:2",
         "before_response_commit:2",
         "after_response_commit:2",
     ] {
