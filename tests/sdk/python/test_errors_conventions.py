@@ -210,7 +210,7 @@ def test_unknown_query_parameters(raw, make, path) -> None:
     session = make.session()
     path = path.replace("{agent}", f"/v1/agents/{session.agent.id}").replace("{session}", f"/v1/sessions/{session.id}")
     assert raw.get(f"{path}?beta=true").status_code == 200
-    for query in ("after=1", "sort=name", "Limit=5", "created_at[near]=2026-01-01T00:00:00Z"):
+    for query in ("after=1", "sort=name", "Limit=5", "created_at[near]=2026-01-01T00:00:00Z", "limit[]=5"):
         name = query.split("=")[0]
         refused(raw.get(f"{path}?{query}"), Case(query, fragment=name.split("[")[0]))
 
@@ -370,8 +370,7 @@ CURSORS = [
 def test_bad_cursors(raw, names, path) -> None:
     target = path.format(**names)
     for cursor in CURSORS:
-        fragment = "page" if cursor != "%00" else ""
-        refused(raw.get(f"{target}?page={cursor}"), Case(f"page={cursor[:20]}", fragment=fragment))
+        refused(raw.get(f"{target}?page={cursor}"), Case(f"page={cursor[:20]}", fragment="page"))
 
 
 def test_cursors_of_another_list_or_order(raw, make, names) -> None:
@@ -488,7 +487,7 @@ def test_objects_of_another_workspace_do_not_exist(raw, other, make, client) -> 
     own = other.post("/v1/agents", json={"name": "a", "model": "m"}).json()["id"]
     refused(other.post("/v1/sessions", json={"agent": own, "environment_id": environment}), Case("environment", status=404))
     assert before == [raw.get(path).json() for path in (f"/v1/agents/{agent}", f"/v1/environments/{environment}")]
-    found = client.beta.sessions.retrieve(session.id)
-    assert (found.title, found.status, found.updated_at) == (session.title, session.status, session.updated_at)
+    # Its age grows; nothing else has changed.
+    assert client.beta.sessions.retrieve(session.id).to_dict() | {"stats": None} == session.to_dict() | {"stats": None}
     listed = other.get("/v1/sessions", params={"agent_id": agent, "include_archived": "true"})
     assert listed.status_code in (200, 404) and session.id not in listed.text
