@@ -140,9 +140,7 @@ pub(crate) async fn update(
     app.store
         .agent_update(principal.workspace, id, |agent| {
             let changed = body.change(agent)?;
-            if let Some(config) = &changed {
-                app.engine.models().check(&config.spec.model)?;
-            }
+            app.engine.models().check(&changed.spec.model)?;
             Ok::<_, Error>(changed)
         })
         .await?
