@@ -134,8 +134,20 @@ class Watch:
         if session not in self.excused:
             implied = order.dedupe(tail.records)
             if implied != listed:
-                found.append(f"list and stream differ:\n  list   {order.shape(listed)}\n  stream {order.shape(implied)}")
+                found.append(difference(listed, implied))
         return found
+
+
+def difference(listed: list[order.Event], implied: list[order.Event]) -> str:
+    """Where a list and a stream part, with what surrounds the place."""
+    same = zip(listed, implied)
+    at = next((index for index, (one, other) in enumerate(same) if one != other), min(len(listed), len(implied)))
+    sides = (("list", listed), ("stream", implied))
+    return f"list and stream differ at {at}:" + "".join(
+        f"\n  {name} ({len(events)} events): "
+        + ", ".join(f"{order.short(each)} {each['id'][-6:]} {each['processed_at']}" for each in events[max(0, at - 4) : at + 6])
+        for name, events in sides
+    )
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from conftest import custom, toolset
@@ -358,3 +360,61 @@ def test_refusal(client, turn, make, mock) -> None:
     assert (event.stop_details.type, event.stop_details.category) == ("refusal", "cyber")
     make.say(session, "good thing")
     tail.wait_idle("end_turn")
+
+
+def test_queued_messages_wait_for_the_answers(client, make, mock) -> None:
+    """What was accepted while the model spoke is neither lost nor shown to it before the calls are answered."""
+    gate = mock.gate()
+    mock.rules({"when": {"nth": 1}, "answer": [{"start": True}, {"gate": gate}, call("lookup", key="k")]}, {"answer": "fine"})
+    session = make.session(tools=[custom()])
+    with open_sdk(client, session.id) as tail:
+        make.say(session, "first")
+        mock.wait_blocked(gate)
+        (later,) = make.say(session, "later").data
+        mock.release(gate)
+        (identity,) = tail.wait_idle("requires_action")["stop_reason"]["event_ids"]
+        assert [event.id for event in client.beta.sessions.events.list(session.id)][-1] == later.id
+        make.send(session, {"type": "user.custom_tool_result", "custom_tool_use_id": identity})
+        tail.wait(lambda event: event.get("id") == later.id and event["processed_at"] is not None)
+        tail.wait_idle("end_turn")
+
+
+def test_an_archived_session_forgets_no_queued_message(client, make, mock) -> None:
+    gate = mock.gate()
+    mock.rules({"answer": [{"start": True}, {"gate": gate}, call("lookup", key="k")]})
+    session = make.session(tools=[custom()])
+    with open_sdk(client, session.id) as tail:
+        make.say(session, "first")
+        mock.wait_blocked(gate)
+        (later,) = make.say(session, "later").data
+        mock.release(gate)
+        tail.wait_idle("requires_action")
+    client.beta.sessions.archive(session.id)
+    assert later.id in [event.id for event in client.beta.sessions.events.list(session.id)]
+
+
+@pytest.mark.parametrize("ending", ["text", "failure", "call"])
+def test_an_interrupt_at_the_very_end_of_a_turn(client, make, mock, ending) -> None:
+    """Whichever comes first: the interrupt is processed, and the next message gets its answer."""
+    last = {
+        "text": {"text": "end"},
+        "failure": {"error": {"status": 400, "type": "invalid_request_error", "message": "no"}},
+        "call": call("lookup", key="k"),
+    }[ending]
+    mock.answer("here", contains="and now")
+    agent = make.agent(tools=[custom()])
+    for number in range(12):
+        gate = mock.gate(f"gate-{number}")
+        mock.answer({"gate": gate}, last, last_user_contains=f"round {number};")
+        session = make.session(agent)
+        with open_sdk(client, session.id) as tail:
+            make.say(session, f"round {number};")
+            mock.wait_blocked(gate)
+            sender = threading.Thread(target=make.send, args=(session, {"type": "user.interrupt"}))
+            sender.start()
+            mock.release(gate)
+            sender.join()
+            tail.wait(lambda event: event["type"] == "user.interrupt" and event["processed_at"] is not None)
+            tail.wait(lambda event: event["type"] == "session.status_idle" and event["stop_reason"]["type"] != "requires_action")
+            make.say(session, "and now")
+            tail.wait(lambda event: event["type"] == "agent.message" and event["content"][0]["text"] == "here")
