@@ -5,21 +5,32 @@
 //! transaction. Hence sequence order is commit order within a session, a reader after `seq > n` never
 //! misses an event, and `GET session` never contradicts the log.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use selfsame_types::{
     ApiError, EventId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
     event::{EventType, NewEvent, Processed},
 };
+use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{Actor, Store, StoreError, time};
+
+/// No pool is larger.
+const BROKEN_CONNECTIONS: u32 = 100;
+/// An append whose commit broke off is looked for this often ..
+const LANDED_LOOKS: u32 = 20;
+/// .. with this much time in between.
+const LANDED_PAUSE: Duration = Duration::from_millis(250);
 
 /// Who appends, and by what right.
 #[derive(Debug, Clone, Copy)]
 pub enum Guard {
     /// A client of this workspace. With `cold`, the decision also sees [`Head::cold`].
     Client { workspace: WorkspaceId, cold: bool },
+    /// A client that changes [`Head::cold`]: sees it as it is under the lock, at the price of one more
+    /// round trip. Others may see it as it was when they began to wait.
+    Editor { workspace: WorkspaceId },
     /// The runner that holds the session's lease with this epoch.
     Runner { server: ServerId, epoch: i64 },
 }
@@ -38,6 +49,8 @@ pub struct Head {
     pub owner: Option<ServerId>,
     pub epoch: i64,
     pub archived: bool,
+    /// For clients: where the session's sandbox lives, if it has one.
+    pub backend: Option<String>,
     pub cold: Option<Cold>,
 }
 
@@ -158,13 +171,20 @@ impl From<sqlx::Error> for AppendError {
     }
 }
 
+impl Guard {
+    fn sees_cold(self) -> bool {
+        matches!(self, Self::Client { cold: true, .. } | Self::Editor { .. })
+    }
+}
+
 impl Store {
     /// Decides and appends under the session's lock. `decide` runs between lock and write; it must
     /// not block. Answering no change (`None`) writes nothing.
     ///
     /// # Errors
-    /// [`AppendError::Refused`] is the decision's own. After a [`StoreError::Database`] the outcome of
-    /// the commit may be unknown.
+    /// [`AppendError::Refused`] is the decision's own. After a transient [`StoreError`] nothing was
+    /// written, unless the database was away for longer than this looked whether the commit had
+    /// happened.
     pub async fn append<F>(
         &self,
         session: SessionId,
@@ -175,53 +195,7 @@ impl Store {
     where
         F: FnOnce(&Head) -> Result<Option<Change>, ApiError> + Send,
     {
-        let mut tx = self.pool.begin().await?;
-        let row = sqlx::query!(
-            r#"
-            SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
-                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
-                   c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
-                   CASE WHEN $2 THEN c.title END AS title,
-                   CASE WHEN $2 THEN c.metadata END AS metadata,
-                   CASE WHEN $2 THEN c.agent END AS agent
-            FROM session_state s
-            JOIN sessions c ON c.id = s.session_id
-            WHERE s.session_id = $1 AND c.deleted_at IS NULL
-            FOR UPDATE OF s
-            "#,
-            session.0,
-            matches!(guard, Guard::Client { cold: true, .. }),
-        )
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or(AppendError::NotFound)?;
-        let head = Head {
-            session,
-            workspace: WorkspaceId(row.workspace_id),
-            now: time(row.now).max(time(row.last_processed_at)),
-            last_seq: row.last_seq,
-            machine: row.machine,
-            queued: row.queued,
-            owner: row.owner.map(ServerId),
-            epoch: row.epoch,
-            archived: row.archived_at.is_some(),
-            cold: row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
-                title: row.title,
-                metadata,
-                agent,
-            }),
-        };
-        match guard {
-            Guard::Client { workspace, .. } if workspace != head.workspace => {
-                return Err(AppendError::NotFound);
-            }
-            Guard::Runner { server, epoch }
-                if head.owner != Some(server) || head.epoch != epoch =>
-            {
-                return Err(StoreError::LeaseLost.into());
-            }
-            Guard::Client { .. } | Guard::Runner { .. } => {}
-        }
+        let (mut tx, head, was_unclean) = self.lock(session, guard).await?;
         let Some(change) = decide(&head)? else {
             return Ok(None);
         };
@@ -254,7 +228,9 @@ impl Store {
             )
             UPDATE session_state
             SET status = $17, last_seq = $18, queued = $19, view = $20, machine = $21,
-                owner = $22, epoch = $23, unclean = COALESCE($24, unclean), wake_at = $25,
+                owner = $22, epoch = $23, unclean = COALESCE($24, unclean),
+                -- Due is due: a time that need not move leaves the index alone.
+                wake_at = CASE WHEN wake_at <= $2 AND $25 <= $2 THEN wake_at ELSE $25 END,
                 last_processed_at = $2,
                 updated_at = CASE WHEN $26 OR status <> $17 THEN $2 ELSE updated_at END,
                 accepted_seq = CASE WHEN $27 THEN last_seq ELSE accepted_seq END,
@@ -350,13 +326,177 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
-        tx.commit().await?;
+        if let Err(error) = tx.commit().await {
+            let error = StoreError::from(error);
+            if !error.is_transient() || !self.landed(session, rows.last()).await {
+                return Err(error.into());
+            }
+        }
         Ok(Some(Appended {
             rows,
             epoch,
             at: head.now,
-            unclean: row.unclean,
+            unclean: was_unclean,
         }))
+    }
+
+    /// Locks a session's state and reads it.
+    async fn lock(
+        &self,
+        session: SessionId,
+        guard: Guard,
+    ) -> Result<(Transaction<'static, Postgres>, Head, bool), AppendError> {
+        let mut broken = 0;
+        let (mut tx, row) = loop {
+            match self.lock_once(session, guard).await {
+                // After a restart of the database every connection of the pool is broken, and each
+                // shows it only when it is used.
+                Err(error) if is_broken(&error) && broken < BROKEN_CONNECTIONS => broken += 1,
+                locked => break locked?,
+            }
+        };
+        let row = row.ok_or(AppendError::NotFound)?;
+        let mut head = Head {
+            session,
+            workspace: WorkspaceId(row.workspace_id),
+            now: time(row.now).max(time(row.last_processed_at)),
+            last_seq: row.last_seq,
+            machine: row.machine,
+            queued: row.queued,
+            owner: row.owner.map(ServerId),
+            epoch: row.epoch,
+            archived: row.archived_at.is_some(),
+            backend: row.backend,
+            cold: row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
+                title: row.title,
+                metadata,
+                agent,
+            }),
+        };
+        match guard {
+            Guard::Client { workspace, .. } | Guard::Editor { workspace }
+                if workspace != head.workspace =>
+            {
+                return Err(AppendError::NotFound);
+            }
+            Guard::Runner { server, epoch }
+                if head.owner != Some(server) || head.epoch != epoch =>
+            {
+                return Err(StoreError::LeaseLost.into());
+            }
+            _ => {}
+        }
+        if matches!(guard, Guard::Editor { .. }) {
+            let row = sqlx::query!(
+                r#"
+                SELECT title, metadata, agent, archived_at IS NOT NULL AS "archived!"
+                FROM sessions WHERE id = $1 AND deleted_at IS NULL
+                "#,
+                session.0,
+            )
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or(AppendError::NotFound)?;
+            head.archived = row.archived;
+            head.cold = Some(Cold {
+                title: row.title,
+                metadata: row.metadata,
+                agent: row.agent,
+            });
+        }
+        Ok((tx, head, row.unclean))
+    }
+
+    async fn lock_once(
+        &self,
+        session: SessionId,
+        guard: Guard,
+    ) -> Result<(Transaction<'static, Postgres>, Option<LockedRow>), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query_as!(
+            LockedRow,
+            r#"
+            SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
+                   c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
+                   CASE WHEN $2 THEN c.title END AS title,
+                   CASE WHEN $2 THEN c.metadata END AS metadata,
+                   CASE WHEN $2 THEN c.agent END AS agent,
+                   CASE WHEN $2 THEN (SELECT b.backend FROM sandboxes b
+                                      WHERE b.session_id = s.session_id) END AS backend
+            FROM session_state s
+            JOIN sessions c ON c.id = s.session_id
+            WHERE s.session_id = $1 AND c.deleted_at IS NULL
+            FOR UPDATE OF s
+            "#,
+            session.0,
+            guard.sees_cold(),
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        Ok((tx, row))
+    }
+
+    /// Whether an append whose commit broke off has happened after all, by its last row. A transaction
+    /// that the database has not ended yet holds the lock, so this waits for its end.
+    async fn landed(&self, session: SessionId, last: Option<&Row>) -> bool {
+        let Some(last) = last else { return false };
+        for _ in 0..LANDED_LOOKS {
+            match self.landed_once(session, last).await {
+                Ok(landed) => return landed,
+                Err(error) if error.is_transient() => tokio::time::sleep(LANDED_PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    async fn landed_once(&self, session: SessionId, last: &Row) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!(
+            "SELECT last_seq FROM session_state WHERE session_id = $1 FOR UPDATE",
+            session.0,
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        Ok(sqlx::query_scalar!(
+            r#"
+            SELECT EXISTS (SELECT FROM events WHERE session_id = $1 AND seq = $2 AND event_id = $3)
+                AS "exists!"
+            "#,
+            session.0,
+            last.seq,
+            last.id.0,
+        )
+        .fetch_one(&mut *tx)
+        .await?)
+    }
+}
+
+struct LockedRow {
+    workspace_id: Uuid,
+    now: jiff_sqlx::Timestamp,
+    last_processed_at: jiff_sqlx::Timestamp,
+    last_seq: i64,
+    machine: String,
+    queued: Vec<i64>,
+    owner: Option<Uuid>,
+    epoch: i64,
+    unclean: bool,
+    archived_at: Option<jiff_sqlx::Timestamp>,
+    title: Option<String>,
+    metadata: Option<String>,
+    agent: Option<String>,
+    backend: Option<String>,
+}
+
+/// The connection is at fault, not the database: another one may do.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // The server's last word on a connection when it shuts down.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == "57P01"),
+        _ => false,
     }
 }
 

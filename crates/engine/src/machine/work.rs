@@ -146,42 +146,42 @@ impl Step<'_> {
         self.settle(thread);
     }
 
-    /// Closes a request that failed: the session waits for another attempt, or the turn is over.
+    /// Closes a request that failed: the session waits for another attempt, or the turn is over. An
+    /// interrupt that was accepted meanwhile is left to be carried out.
     pub fn fail_request(&mut self, thread: ThreadId, span: EventId, failure: Failure) {
         let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else {
             return;
         };
-        let attempt = state.attempt + 1;
+        let (attempt, interrupted) = (state.attempt + 1, state.is_interrupted());
         self.end_span(thread, span, failure.usage);
+        if interrupted {
+            return;
+        }
         let Failure {
             error_type,
             message,
             retry_at,
             ..
         } = failure;
-        let Some(wake_at) = retry_at else {
-            self.emit(
-                thread,
-                &Payload::Error {
-                    error_type,
-                    message,
-                    retry: RetryStatus::Exhausted,
-                },
-            );
-            // The turn is dead, and so is what waited for it.
-            self.process_messages(thread, true);
-            self.idle(thread, StopReason::RetriesExhausted);
-            return;
+        let retry = match retry_at {
+            Some(_) => RetryStatus::Retrying,
+            None => RetryStatus::Exhausted,
         };
         self.emit(
             thread,
             &Payload::Error {
                 error_type,
                 message,
-                retry: RetryStatus::Retrying,
+                retry,
             },
         );
-        self.reschedule(thread, attempt, wake_at);
+        if let Some(wake_at) = retry_at {
+            self.reschedule(thread, attempt, wake_at);
+        } else {
+            // The turn is dead, and so is what waited for it.
+            self.process_messages(thread, true);
+            self.idle(thread, StopReason::RetriesExhausted);
+        }
     }
 
     fn end_span(&mut self, thread: ThreadId, span: EventId, usage: ModelUsage) {
@@ -275,26 +275,31 @@ impl Step<'_> {
         self.start_queued(thread);
     }
 
-    /// Takes over from a server that is gone: a request that was open is asked again.
-    pub fn recover(&mut self, thread: ThreadId) {
-        let Some(state) = self.thread(thread) else {
+    /// Takes over from a server that is gone: a request that was open is asked again at `retry_at`.
+    pub fn recover(&mut self, thread: ThreadId, retry_at: Option<Timestamp>) {
+        let Some(span) = self.thread(thread).and_then(|state| state.request) else {
             return;
         };
-        let Some(span) = state.request else { return };
-        let attempt = state.attempt;
-        self.end_span(thread, span, ModelUsage::default());
-        self.emit(
+        let message = match retry_at {
+            Some(_) => {
+                "The server that ran this session stopped in the middle of a model request; another \
+                 attempt follows."
+            }
+            None => {
+                "The server that ran this session stopped in the middle of a model request, and has \
+                 done so at every attempt."
+            }
+        };
+        self.fail_request(
             thread,
-            &Payload::Error {
+            span,
+            Failure {
                 error_type: ErrorType::UnknownError,
-                message: "The server that ran this session stopped in the middle of a model \
-                          request; another attempt follows."
-                    .to_owned(),
-                retry: RetryStatus::Retrying,
+                message: message.to_owned(),
+                retry_at,
+                usage: ModelUsage::default(),
             },
         );
-        let now = self.now;
-        self.reschedule(thread, attempt, now);
     }
 }
 
