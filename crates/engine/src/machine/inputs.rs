@@ -303,6 +303,8 @@ impl Step<'_> {
                     .map(|t| t.id)
                     .collect();
                 for thread in threads {
+                    // Nobody will read what is still queued, but it has been dealt with.
+                    self.process_messages(thread, true);
                     self.emit(thread, &Payload::ThreadTerminated);
                 }
                 self.emit(primary, &Payload::SessionTerminated);
@@ -311,9 +313,11 @@ impl Step<'_> {
         }
     }
 
-    /// Tells what an update changed.
+    /// Tells what an update changed. A session that is over has no more to tell.
     pub fn updated(&mut self, fields: String) {
-        let primary = self.machine.primary().id;
-        self.emit(primary, &Payload::SessionUpdated { fields });
+        if self.machine.status != Status::Terminated {
+            let primary = self.machine.primary().id;
+            self.emit(primary, &Payload::SessionUpdated { fields });
+        }
     }
 }
