@@ -14,7 +14,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use selfsame_store::{Row, Store, StoreError};
@@ -119,6 +122,8 @@ struct Ring {
     deleted: bool,
     /// Subscribers that want previews.
     previewers: usize,
+    /// Something came in since the last trim.
+    fresh: bool,
 }
 
 impl Ring {
@@ -135,6 +140,16 @@ impl Ring {
                 self.base += 1;
             }
         }
+        self.fresh = true;
+    }
+
+    /// Lets go of what has been here since the last time.
+    fn trim(&mut self) {
+        if !std::mem::take(&mut self.fresh) && !self.entries.is_empty() {
+            self.base = self.end();
+            self.entries = VecDeque::new();
+            self.bytes = 0;
+        }
     }
 }
 
@@ -143,6 +158,8 @@ struct Topic {
     ring: Mutex<Ring>,
     /// Counts changes; subscribers wait on it.
     wake: watch::Sender<u64>,
+    /// Changed only under the lock on all topics.
+    subscribers: AtomicUsize,
 }
 
 impl Topic {
@@ -249,6 +266,22 @@ impl Hub {
             .collect()
     }
 
+    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
+    /// than that reads the table.
+    pub fn trim(&self) {
+        let topics: Vec<_> = {
+            let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+            topics.values().cloned().collect()
+        };
+        for topic in topics {
+            topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim();
+        }
+    }
+
     /// Begins to watch. The position to start from is set with [`Subscription::start`], *after* this,
     /// so that nothing appended in between is missed.
     #[must_use]
@@ -258,8 +291,10 @@ impl Hub {
             Arc::new(Topic {
                 ring: Mutex::default(),
                 wake: watch::Sender::new(0),
+                subscribers: AtomicUsize::new(0),
             })
         });
+        topic.subscribers.fetch_add(1, Ordering::Relaxed);
         let wake = topic.wake.subscribe();
         let cursor = topic
             .ring
@@ -341,9 +376,10 @@ impl Subscription {
                 Look::Read => {
                     let rows = store.event_tail(self.session, self.seq, READ).await?;
                     if rows.is_empty() {
-                        // Told of a position that is not there: a session that is being deleted.
-                        self.topic
-                            .change(|ring| ring.known = ring.known.min(self.seq));
+                        // Told of a position that is not there: a session that is being purged.
+                        let seq = self.seq;
+                        self.topic.change(|ring| ring.known = ring.known.min(seq));
+                        self.cursor = self.end();
                     }
                     self.read.extend(rows);
                 }
@@ -353,6 +389,14 @@ impl Subscription {
                 }
             }
         }
+    }
+
+    fn end(&self) -> u64 {
+        self.topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end()
     }
 
     fn delivered(&mut self, row: &Row) {
@@ -427,8 +471,7 @@ impl Drop for Subscription {
                 .unwrap_or_else(PoisonError::into_inner);
             ring.previewers -= 1;
         }
-        // Ours and the map's: nobody else watches.
-        if Arc::strong_count(&self.topic) <= 2 {
+        if self.topic.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
             topics.remove(&self.session);
         }
     }

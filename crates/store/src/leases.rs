@@ -162,6 +162,57 @@ impl Store {
         Ok(())
     }
 
+    /// Lets go of a lease because of a fault. Nobody claims the session before `pause` is over.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_give_up(
+        &self,
+        session: SessionId,
+        server: ServerId,
+        epoch: i64,
+        pause: Duration,
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
+            r#"
+            UPDATE session_state
+            SET owner = NULL, unclean = true,
+                wake_at = GREATEST(wake_at, CASE WHEN wake_at IS NOT NULL
+                                                 THEN clock_timestamp() + $4::interval END)
+            WHERE session_id = $1 AND owner = $2 AND epoch = $3
+            "#,
+            session.0,
+            server.0,
+            epoch,
+            interval(pause),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Sessions with work whose lease this server holds, and the epochs.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn sessions_held(
+        &self,
+        server: ServerId,
+    ) -> Result<Vec<(SessionId, i64)>, StoreError> {
+        Ok(sqlx::query!(
+            r#"
+            SELECT session_id, epoch FROM session_state
+            WHERE wake_at IS NOT NULL AND owner = $1
+            "#,
+            server.0,
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(|row| (SessionId(row.session_id), row.epoch))
+        .collect())
+    }
+
     /// Where the server that drives a session is reached, if that is another living one.
     ///
     /// # Errors

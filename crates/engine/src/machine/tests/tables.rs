@@ -1,0 +1,1 @@
+//! Exact sequences, one situation each.
