@@ -174,6 +174,10 @@ impl Server {
         Client::new(&self.url, KEY)
     }
 
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("the server has ended")
+    }
+
     pub fn log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
