@@ -105,16 +105,16 @@ pub(crate) fn complete(document: &mut openapi::OpenApi) {
             if managed {
                 add_beta(operation);
             }
-            let writes = method != HttpMethod::Get;
             let mut kinds = vec![
                 ErrorKind::InvalidRequest,
                 ErrorKind::Authentication,
+                ErrorKind::Permission,
                 ErrorKind::RateLimit,
                 ErrorKind::Internal,
                 ErrorKind::Unavailable,
             ];
-            if writes {
-                kinds.extend([ErrorKind::Permission, ErrorKind::Conflict]);
+            if method != HttpMethod::Get {
+                kinds.push(ErrorKind::Conflict);
             }
             if has_id || managed {
                 kinds.push(ErrorKind::NotFound);

@@ -348,14 +348,14 @@ mod tests {
     fn mistakes_name_their_place() {
         let file = |text: &str| load_with(text, &[]).unwrap_err();
         let variable = |name: &str, text: &str| load_with("", &[(name, text)]).unwrap_err();
-        insta::assert_snapshot!(file("\n[lease]\nttl_second = 1"), @"FILE:3: unknown key `lease.ttl_second`; known here: ttl_seconds");
+        insta::assert_snapshot!(file("\n[lease]\nttl_second = 1"), @r#"FILE:3: unknown key `lease.ttl_second`; known here: max_sessions, ttl_seconds"#);
         insta::assert_snapshot!(file("[lease]\n\n[leas]\nttl_seconds = 1").split(';').next().unwrap(), @"FILE:3: unknown key `leas`");
         insta::assert_snapshot!(file("[lease]\nttl_seconds = \"1\""), @r#"FILE:2: lease.ttl_seconds: invalid type: string "1", expected u64"#);
         insta::assert_snapshot!(file("lease = 1"), @"FILE:1: lease: invalid type: integer `1`, expected struct Lease");
         insta::assert_snapshot!(file("[server]\nlisten ="), @r#"FILE:2: not valid TOML"#);
-        insta::assert_snapshot!(file("[[model.models]]\nid = \"a\"\nname = 1"), @r#"FILE:1: model.models[0].name: unknown field `name`, expected one of `id`, `display_name`, `created_at`, `max_input_tokens`, `max_tokens`"#);
+        insta::assert_snapshot!(file("[[model.models]]\nid = \"a\"\nname = 1"), @r#"FILE:1: model.models[0].name: unknown field `name`, expected one of `id`, `display_name`, `created_at`, `max_input_tokens`, `max_tokens`, `thinking`, `efforts`, `fast`"#);
         insta::assert_snapshot!(file("[server.listen]\nx = 1"), @r#"FILE:1: server.listen is no section"#);
-        insta::assert_snapshot!(variable("SELFSAME__LEASE__TTL", "1"), @r#"SELFSAME__LEASE__TTL: unknown key `lease.ttl`; known here: ttl_seconds"#);
+        insta::assert_snapshot!(variable("SELFSAME__LEASE__TTL", "1"), @r#"SELFSAME__LEASE__TTL: unknown key `lease.ttl`; known here: max_sessions, ttl_seconds"#);
         insta::assert_snapshot!(variable("SELFSAME__LEASE", "1"), @r#"SELFSAME__LEASE: lease is a section, not a key"#);
         insta::assert_snapshot!(variable("SELFSAME__LEASE__TTL_SECONDS", "ten"), @r#"SELFSAME__LEASE__TTL_SECONDS: `ten` is not a TOML value for lease.ttl_seconds"#);
         insta::assert_snapshot!(variable("SELFSAME__LEASE__TTL_SECONDS", "0"), @r#"SELFSAME__LEASE__TTL_SECONDS: lease.ttl_seconds: must be at least 1"#);
