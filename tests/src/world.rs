@@ -199,7 +199,7 @@ impl Server {
     }
 
     pub async fn signal(&self, name: &str) -> Result<()> {
-        let id = self.child.id().context("the server has ended")?.to_string();
+        let id = self.pid()?.to_string();
         let status = Command::new("kill")
             .args(["-s", name, &id])
             .status()

@@ -135,6 +135,8 @@ async fn take(inner: &Arc<Inner>, claim: Claimed) {
                     last_seq: record.last_seq,
                     spec: Arc::new(Spec::new(agent, &inner.models)),
                     unclean: claim.unclean,
+                    begun: Vec::new(),
+                    rows: Vec::new(),
                 }),
                 (agent, machine) => {
                     tracing::error!(session = %claim.session, agent = ?agent.err(),

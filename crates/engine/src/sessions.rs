@@ -23,7 +23,7 @@ use crate::{
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     prompt::Spec,
-    runner::Start,
+    runner::{Begun, Start, begin},
 };
 
 /// A session to create; references are resolved already.
@@ -77,11 +77,15 @@ impl Engine {
         let needs_sandbox = request.agent.spec.needs_sandbox();
         let owner = (!inputs.is_empty() && inner.has_room()).then_some(inner.server);
         // Refused before anything is written: what a session refuses is the same at every time.
-        let decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
+        let mut begun = Vec::new();
+        let mut decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
             let machine = Machine::new(thread, request.agent.spec.name.clone());
             let mut new_id = EventId::new;
             let mut step = Step::new(machine, 0, now, &mut new_id);
             step.accept(id, &inputs)?;
+            if owner.is_some() {
+                begun = begin(&mut step);
+            }
             Ok(step.finish())
         };
         decide(Timestamp::from_micros(0))?;
@@ -138,6 +142,8 @@ impl Engine {
                 last_seq: created.record.last_seq,
                 spec,
                 unclean: false,
+                begun,
+                rows: created.rows,
             });
         } else if created.record.status == "running" {
             inner.notifier.wake(id, created.record.last_seq);
@@ -179,15 +185,23 @@ impl Engine {
                     }
                     let mut new_id = EventId::new;
                     let machine = state(head)?;
+                    let worked = works(&machine);
                     let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                     step.accept(session, &inputs)?;
-                    let (machine, events) = step.finish();
-                    let works = works(&machine);
+                    let works = works(&step.machine);
                     let lease = match claim {
                         Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
                         _ => LeaseChange::Keep,
                     };
+                    // What another server left in the middle is for a runner to look at first.
+                    let begun = if lease == LeaseChange::Keep || worked {
+                        Vec::new()
+                    } else {
+                        begin(&mut step)
+                    };
+                    let (machine, events) = step.finish();
                     accepted = Accepted {
+                        begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
                         driven: head.owner.is_some(),
                         works,
@@ -225,6 +239,8 @@ impl Engine {
                 last_seq,
                 spec: Arc::new(Spec::new(agent, &inner.models)),
                 unclean: appended.unclean,
+                begun: accepted.begun,
+                rows: appended.rows.clone(),
             }),
             _ if accepted.driven => {
                 inner.poke(session);
@@ -443,6 +459,7 @@ struct Accepted {
     works: bool,
     machine: Option<Machine>,
     agent: Option<String>,
+    begun: Vec<Begun>,
 }
 
 fn state(head: &Head) -> Result<Machine, ApiError> {
