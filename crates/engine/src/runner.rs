@@ -29,10 +29,12 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use tracing::Instrument as _;
+
 use crate::{
     Inner,
     ask::{self, Answer, Previews},
-    change::change,
+    change::{change, works},
     fail,
     machine::{CallResult, Failure, Machine, Next, Status, Step},
     prompt::SharedSpec,
@@ -195,10 +197,17 @@ impl Runner {
         }
         self.recover().await?;
         loop {
-            if !matches!(self.machine.status, Status::Running | Status::Rescheduling) {
+            // What starting appends may open up more: an interrupt carried out lets queued messages in.
+            loop {
+                let seq = self.last_seq;
+                self.start_work().await?;
+                if self.last_seq == seq {
+                    break;
+                }
+            }
+            if !works(&self.machine) {
                 return Ok(());
             }
-            self.start_work().await?;
             let shutdown = self.inner.shutdown.clone();
             tokio::select! {
                 biased;
@@ -251,7 +260,7 @@ impl Runner {
                 Ok(None) | Err(_) => break,
             }
         }
-        if matches!(self.machine.status, Status::Running | Status::Rescheduling) {
+        if works(&self.machine) {
             let unclean = !self.asking.is_empty() || !self.calling.is_empty();
             self.inner
                 .store
@@ -351,8 +360,12 @@ impl Runner {
         };
         let provider = Arc::clone(&self.inner.provider);
         let spec = Arc::clone(&self.spec);
+        let session = self.session;
         let handle = self.jobs.spawn(async move {
-            let answer = ask::ask(provider, request, spec, previews).await;
+            let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
+            let answer = ask::ask(provider, request, spec, previews)
+                .instrument(span_of_request)
+                .await;
             Done::Asked {
                 thread,
                 span,
@@ -410,7 +423,10 @@ impl Runner {
         let inner = Arc::clone(&self.inner);
         let (session, epoch, in_doubt) = (self.session, self.epoch, self.in_doubt.contains(&id));
         self.jobs.spawn(async move {
-            let result = execute(&inner, session, epoch, &call, in_doubt).await;
+            let span = tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
+            let result = execute(&inner, session, epoch, &call, in_doubt)
+                .instrument(span)
+                .await;
             Done::Called {
                 thread,
                 call: id,
@@ -653,11 +669,10 @@ impl Runner {
                 if events.is_empty() && head.last_seq == known_seq {
                     return Ok(None);
                 }
-                let over = matches!(machine.status, Status::Idle | Status::Terminated);
-                let lease = if over {
-                    LeaseChange::Release { unclean: false }
-                } else {
+                let lease = if works(&machine) {
                     LeaseChange::Keep
+                } else {
+                    LeaseChange::Release { unclean: false }
                 };
                 Ok(Some(Change {
                     request: ledger,

@@ -103,6 +103,7 @@ pub(crate) async fn create(
             ),
         })?;
     let agent = resolve_agent(&agent, new.overrides)?;
+    app.engine.models().check(&agent.spec.model)?;
     let environment = app
         .store
         .environment_get(principal.workspace, new.environment_id)
@@ -162,6 +163,7 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
 
 /// A place in the list and the way through it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Cursor {
     /// Of the list: `order` of the request the cursor came from.
     order: Order,
