@@ -152,6 +152,8 @@ async fn take(inner: &Arc<Inner>, claim: Claimed) {
                 last_seq: record.last_seq,
                 spec: Arc::new(Spec::new(agent, &inner.models)),
                 unclean: claim.unclean,
+                begun: Vec::new(),
+                rows: Vec::new(),
             };
             inner.drive(start, None);
         }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use selfsame_sandbox::Call;
-use selfsame_store::{AppendError, ModelRequest, StoreError};
+use selfsame_store::{AppendError, ModelRequest, Row, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, Timestamp};
 use tokio::task::{AbortHandle, JoinSet};
 use uuid::Uuid;
@@ -33,7 +33,7 @@ use crate::{
     ask::{self, Answer, Previews},
     change::works,
     fail,
-    machine::{CallResult, Failure, Machine, Next, Status},
+    machine::{CallResult, Failure, Machine, Next, Status, Step},
     prompt::SharedSpec,
     runners::Link,
     sandboxes::shell_of,
@@ -117,6 +117,30 @@ pub(crate) struct Start {
     pub spec: SharedSpec,
     /// Somebody else drove it before and let go in the middle.
     pub unclean: bool,
+    /// Requests that the append which took the lease has opened; they are to be sent now.
+    pub begun: Vec<Begun>,
+    /// What that append wrote. When it is the whole log, nothing has to be read.
+    pub rows: Vec<Row>,
+}
+
+/// A request that is in the log and not sent yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Begun {
+    pub thread: ThreadId,
+    pub span: EventId,
+}
+
+/// Opens the requests that are due, so that a turn's first commit is also its first request's.
+pub(crate) fn begin(step: &mut Step<'_>) -> Vec<Begun> {
+    let mut begun = Vec::new();
+    for next in step.machine.next() {
+        let Next::Ask { thread } = next else { continue };
+        let span = EventId::new();
+        if step.start_request(thread, span) {
+            begun.push(Begun { thread, span });
+        }
+    }
+    begun
 }
 
 pub(crate) struct Runner {
@@ -140,6 +164,7 @@ pub(crate) struct Runner {
     /// .. to this life of the hands.
     life_before: Option<Uuid>,
     link: Arc<Link>,
+    begun: Vec<(Begun, i64, Timestamp)>,
 }
 
 impl Runner {
@@ -154,6 +179,14 @@ impl Runner {
         } else {
             HashSet::new()
         };
+        let begun = start
+            .begun
+            .iter()
+            .filter_map(|begun| {
+                let row = start.rows.iter().find(|row| row.id == begun.span)?;
+                Some((*begun, row.seq, row.processed_at?))
+            })
+            .collect();
         Self {
             inner,
             session: start.session,
@@ -161,7 +194,8 @@ impl Runner {
             machine: start.machine,
             last_seq: start.last_seq,
             spec: start.spec,
-            transcripts: HashMap::new(),
+            transcripts: transcripts(&start.rows),
+            begun,
             jobs: JoinSet::new(),
             asking: HashMap::new(),
             calling: HashMap::new(),
@@ -177,6 +211,9 @@ impl Runner {
 
     /// Runs until the session idles or this server must let go.
     pub(crate) async fn run(mut self) -> Result<(), Stopped> {
+        for (begun, seq, at) in std::mem::take(&mut self.begun) {
+            self.send(begun.thread, begun.span, seq, at).await?;
+        }
         self.recover().await?;
         let shutdown = self.inner.shutdown.clone();
         loop {
@@ -221,7 +258,12 @@ impl Runner {
             .machine
             .threads
             .iter()
-            .filter(|t| t.request.is_some() || (unclean && t.status == Status::Running))
+            .filter(|t| {
+                let lost = t
+                    .request
+                    .is_some_and(|span| !self.asking.contains_key(&span));
+                lost || (unclean && t.status == Status::Running)
+            })
             .map(|t| t.id)
             .collect();
         for thread in open {
@@ -648,6 +690,30 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// What rows say that are a whole log; of any others nothing, because their beginning is missing.
+fn transcripts(rows: &[Row]) -> HashMap<ThreadId, Transcript> {
+    let mut transcripts = HashMap::<ThreadId, Transcript>::new();
+    if rows.first().is_none_or(|row| row.seq != 1) {
+        return transcripts;
+    }
+    let last_seq = rows.last().map_or(0, |row| row.seq);
+    for row in rows {
+        // Rows of ours read back; if one does not, the log is read and says so.
+        if transcripts
+            .entry(row.thread)
+            .or_default()
+            .extend([row])
+            .is_err()
+        {
+            return HashMap::new();
+        }
+    }
+    for transcript in transcripts.values_mut() {
+        transcript.last_seq = last_seq;
+    }
+    transcripts
 }
 
 /// Repeats a read while the database is away for a moment.

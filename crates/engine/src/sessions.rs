@@ -23,7 +23,7 @@ use crate::{
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     prompt::Spec,
-    runner::Start,
+    runner::{Begun, Start, begin},
     runners::Expected,
 };
 
@@ -96,11 +96,15 @@ impl Engine {
         let needs_sandbox = request.agent.spec.needs_sandbox();
         let here = inner.room() > 0;
         // Refused before anything is written: what a session refuses is the same at every time.
-        let decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
+        let mut begun = Vec::new();
+        let mut decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
             let machine = Machine::new(thread, request.agent.spec.name.clone());
             let mut new_id = EventId::new;
             let mut step = Step::new(machine, 0, now, &mut new_id);
             step.accept(id, &inputs)?;
+            if here {
+                begun = begin(&mut step);
+            }
             Ok(step.finish())
         };
         decide(Timestamp::from_micros(0))?;
@@ -158,6 +162,8 @@ impl Engine {
                 last_seq: created.record.last_seq,
                 spec,
                 unclean: false,
+                begun,
+                rows: created.rows,
             };
             // Nobody else knows its id yet.
             inner.drive(start, Some(inner.runners.expect(id)));
@@ -214,12 +220,12 @@ impl Engine {
                     }
                     let mut new_id = EventId::new;
                     let machine = state(head)?;
+                    let worked = works(&machine);
                     // A lease is held only while there is work.
-                    let driven = head.owner.is_some() && works(&machine);
+                    let driven = head.owner.is_some() && worked;
                     let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                     step.accept(session, inputs)?;
-                    let (machine, events) = step.finish();
-                    let works = works(&machine);
+                    let works = works(&step.machine);
                     // A sandbox that lives elsewhere is left to the servers there.
                     let elsewhere = head
                         .backend
@@ -231,7 +237,15 @@ impl Engine {
                         }
                         _ => LeaseChange::Keep,
                     };
+                    // What another server left in the middle is for a runner to look at first.
+                    let begun = if lease == LeaseChange::Keep || worked {
+                        Vec::new()
+                    } else {
+                        begin(&mut step)
+                    };
+                    let (machine, events) = step.finish();
                     accepted = Accepted {
+                        begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
                         driven,
                         works,
@@ -276,6 +290,8 @@ impl Engine {
                     last_seq,
                     spec: Arc::new(Spec::new(agent, &inner.models)),
                     unclean: appended.unclean,
+                    begun: accepted.begun,
+                    rows: appended.rows.clone(),
                 };
                 inner.drive(start, Some(expected));
                 return;
@@ -518,6 +534,7 @@ struct Accepted {
     works: bool,
     machine: Option<Machine>,
     agent: Option<String>,
+    begun: Vec<Begun>,
 }
 
 fn state(head: &Head) -> Result<Machine, ApiError> {
