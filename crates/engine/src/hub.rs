@@ -19,6 +19,7 @@ use std::{
 
 use selfsame_store::{Row, Store, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, event::EventType};
+use serde_json::json;
 use tokio::sync::watch;
 
 /// Entries kept for subscribers that are a little behind.
@@ -41,11 +42,46 @@ pub struct Preview {
     pub body: Arc<str>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PreviewKind {
     StartMessage,
     StartThinking,
     Delta,
+}
+
+impl Preview {
+    /// A piece of `event`; `text` only says something with [`PreviewKind::Delta`].
+    #[must_use]
+    pub(crate) fn new(
+        thread: ThreadId,
+        span_seq: i64,
+        event: EventId,
+        kind: PreviewKind,
+        text: &str,
+    ) -> Self {
+        let start =
+            |name: &str| json!({"type": "event_start", "event": {"type": name, "id": event}});
+        let body = match kind {
+            PreviewKind::StartMessage => start("agent.message"),
+            PreviewKind::StartThinking => start("agent.thinking"),
+            PreviewKind::Delta => json!({
+                "type": "event_delta",
+                "event_id": event,
+                "delta": {
+                    "type": "content_delta", "index": 0,
+                    "content": {"type": "text", "text": text},
+                },
+            }),
+        };
+        Self {
+            thread,
+            span_seq,
+            event,
+            kind,
+            body: body.to_string().into(),
+        }
+    }
 }
 
 /// What a subscription delivers.
@@ -81,6 +117,8 @@ struct Ring {
     /// The highest position anyone has told of.
     known: i64,
     deleted: bool,
+    /// Subscribers that want previews.
+    previewers: usize,
 }
 
 impl Ring {
@@ -192,10 +230,29 @@ impl Hub {
             .collect()
     }
 
+    /// Sessions whose previews somebody here wants.
+    #[must_use]
+    pub fn previewed(&self) -> Vec<SessionId> {
+        self.topics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|(_, topic)| {
+                topic
+                    .ring
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .previewers
+                    > 0
+            })
+            .map(|(session, _)| *session)
+            .collect()
+    }
+
     /// Begins to watch. The position to start from is set with [`Subscription::start`], *after* this,
     /// so that nothing appended in between is missed.
     #[must_use]
-    pub fn subscribe(&self, session: SessionId) -> Subscription {
+    pub fn subscribe(&self, session: SessionId, previews: bool) -> Subscription {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         let topic = topics.entry(session).or_insert_with(|| {
             Arc::new(Topic {
@@ -212,6 +269,7 @@ impl Hub {
         Subscription {
             hub: self.clone(),
             session,
+            previews,
             topic: Arc::clone(topic),
             wake,
             cursor,
@@ -228,6 +286,7 @@ impl Hub {
 pub struct Subscription {
     hub: Hub,
     session: SessionId,
+    previews: bool,
     topic: Arc<Topic>,
     wake: watch::Receiver<u64>,
     /// Index of the next ring entry.
@@ -360,6 +419,14 @@ impl Drop for Subscription {
             .topics
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        if self.previews {
+            let mut ring = self
+                .topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            ring.previewers -= 1;
+        }
         // Ours and the map's: nobody else watches.
         if Arc::strong_count(&self.topic) <= 2 {
             topics.remove(&self.session);

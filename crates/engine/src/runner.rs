@@ -118,6 +118,7 @@ pub(crate) struct Runner {
     stopped: HashMap<ThreadId, Vec<(EventId, CallResult)>>,
     /// Calls that a server before us may have sent.
     in_doubt: HashSet<EventId>,
+    unclean: bool,
     poke: Arc<Notify>,
 }
 
@@ -148,6 +149,7 @@ impl Runner {
             waiting: None,
             stopped: HashMap::new(),
             in_doubt,
+            unclean: start.unclean,
             poke,
         }
     }
@@ -183,11 +185,12 @@ impl Runner {
 
     /// Closes what a server before us left open.
     async fn recover(&mut self) -> Result<(), Stopped> {
+        let unclean = self.unclean;
         let open: Vec<_> = self
             .machine
             .threads
             .iter()
-            .filter(|t| t.request.is_some())
+            .filter(|t| t.request.is_some() || (unclean && t.status == Status::Running))
             .map(|t| t.id)
             .collect();
         for thread in open {
@@ -299,6 +302,7 @@ impl Runner {
         let request = self.spec.request(transcript);
         let previews = Previews {
             hub: self.inner.hub.clone(),
+            notifier: self.inner.notifier.clone(),
             session: self.session,
             thread,
             span_seq,

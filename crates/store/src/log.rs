@@ -178,24 +178,18 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let row = sqlx::query!(
             r#"
-            SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
-                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
-                   c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
-                   CASE WHEN $2 THEN c.title END AS title,
-                   CASE WHEN $2 THEN c.metadata END AS metadata,
-                   CASE WHEN $2 THEN c.agent END AS agent
-            FROM session_state s
-            JOIN sessions c ON c.id = s.session_id
-            WHERE s.session_id = $1 AND c.deleted_at IS NULL
-            FOR UPDATE OF s
+            SELECT workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+                   last_processed_at, last_seq, machine, queued, owner, epoch, unclean
+            FROM session_state
+            WHERE session_id = $1
+            FOR UPDATE
             "#,
             session.0,
-            matches!(guard, Guard::Client { cold: true, .. }),
         )
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(AppendError::NotFound)?;
-        let head = Head {
+        let mut head = Head {
             session,
             workspace: WorkspaceId(row.workspace_id),
             now: time(row.now).max(time(row.last_processed_at)),
@@ -204,12 +198,8 @@ impl Store {
             queued: row.queued,
             owner: row.owner.map(ServerId),
             epoch: row.epoch,
-            archived: row.archived_at.is_some(),
-            cold: row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
-                title: row.title,
-                metadata,
-                agent,
-            }),
+            archived: false,
+            cold: None,
         };
         match guard {
             Guard::Client { workspace, .. } if workspace != head.workspace => {
@@ -220,7 +210,9 @@ impl Store {
             {
                 return Err(StoreError::LeaseLost.into());
             }
-            Guard::Client { .. } | Guard::Runner { .. } => {}
+            // A runner's session is neither archived nor deleted: both take the lease away.
+            Guard::Runner { .. } => {}
+            Guard::Client { cold, .. } => read_cold(&mut tx, &mut head, cold).await?,
         }
         let Some(change) = decide(&head)? else {
             return Ok(None);
@@ -358,6 +350,35 @@ impl Store {
             unclean: row.unclean,
         }))
     }
+}
+
+/// Reads what clients edit, *after* the lock was had: a join in the locking statement would still show
+/// what stood there before a wait.
+async fn read_cold(
+    tx: &mut sqlx::PgConnection,
+    head: &mut Head,
+    wanted: bool,
+) -> Result<(), AppendError> {
+    let row = sqlx::query!(
+        r#"
+        SELECT archived_at AS "archived_at: jiff_sqlx::Timestamp", title,
+               CASE WHEN $2 THEN metadata END AS metadata, CASE WHEN $2 THEN agent END AS agent
+        FROM sessions
+        WHERE id = $1 AND deleted_at IS NULL
+        "#,
+        head.session.0,
+        wanted,
+    )
+    .fetch_optional(tx)
+    .await?
+    .ok_or(AppendError::NotFound)?;
+    head.archived = row.archived_at.is_some();
+    head.cold = row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
+        title: row.title,
+        metadata,
+        agent,
+    });
+    Ok(())
 }
 
 /// The rows that `events` become behind `last_seq`.

@@ -31,13 +31,12 @@ def bare(server):
         {"x-api-key": "wrong"},
         {"x-api-key": ""},
         {"authorization": "Bearer wrong"},
-        {"authorization": "Bearer "},
         {"authorization": "Bearer"},
         {"authorization": "Basic dXNlcjpwYXNz"},
         {"authorization": b"Bearer \xff\xfe"},
         {"x-api-key": "k" * 4000},
     ],
-    ids=str,
+    ids=lambda headers: str(headers)[:40],
 )
 def test_bad_credentials(bare, path, headers) -> None:
     response = bare.get(path, headers={**HEADERS, **headers})
@@ -91,7 +90,7 @@ def test_a_read_only_key_reads_and_no_more(bare, server, raw, mock) -> None:
         "managed-agents-2026-04-01;q=1",
         "x" * 7000,
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:40],
 )
 def test_a_missing_or_malformed_beta_header(bare, server, path, value) -> None:
     headers = {"authorization": f"Bearer {server.key}"}

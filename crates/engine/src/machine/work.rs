@@ -275,26 +275,32 @@ impl Step<'_> {
         self.start_queued(thread);
     }
 
-    /// Takes over from a server that is gone: a request that was open is asked again.
+    /// Takes over from a server that is gone, or from an answer that was lost: the session says so, a
+    /// request that was open is asked again, and calls that were under way go on.
     pub fn recover(&mut self, thread: ThreadId) {
-        let Some(state) = self.thread(thread) else {
+        let Some(state) = self.thread(thread).filter(|t| t.status == Status::Running) else {
             return;
         };
-        let Some(span) = state.request else { return };
-        let attempt = state.attempt;
-        self.end_span(thread, span, ModelUsage::default());
+        let (attempt, request) = (state.attempt, state.request);
+        let has_calls = !state.calls.is_empty();
+        if let Some(span) = request {
+            self.end_span(thread, span, ModelUsage::default());
+        }
         self.emit(
             thread,
             &Payload::Error {
                 error_type: ErrorType::UnknownError,
-                message: "The server that ran this session stopped in the middle of a model \
-                          request; another attempt follows."
+                message: "The server that ran this session stopped in the middle of its work; \
+                          another one goes on."
                     .to_owned(),
                 retry: RetryStatus::Retrying,
             },
         );
         let now = self.now;
         self.reschedule(thread, attempt, now);
+        if has_calls {
+            self.run(thread);
+        }
     }
 }
 

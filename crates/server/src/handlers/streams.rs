@@ -68,6 +68,10 @@ impl Wanted {
         Ok(wanted)
     }
 
+    fn any(self) -> bool {
+        self.message || self.thinking
+    }
+
     fn takes(self, kind: PreviewKind) -> bool {
         match kind {
             PreviewKind::StartMessage | PreviewKind::Delta => self.message,
@@ -117,6 +121,7 @@ pub(crate) async fn session(
             session,
             last_event_id(&headers)?,
             window,
+            wanted.any(),
         )
         .await
         .map_err(append_error(session))?;
@@ -162,6 +167,7 @@ pub(crate) async fn thread(
             session,
             last_event_id(&headers)?,
             window,
+            wanted.any(),
         )
         .await
         .map_err(append_error(session))?;
