@@ -55,32 +55,32 @@ class Typing:
     def __init__(self) -> None:
         self.event: str | None = None
         self.text = ""
+        self.at_margin = False
 
     def start(self, event: str) -> None:
-        self.event, self.text = event, ""
-        print(f"{paint('2', f'{time.monotonic() - started:8.3f}s')}  {paint('1', 'agent says')}", flush=True)
-        print(GUTTER, end="", flush=True)
+        show("agent says", code="1")
+        self.event, self.text, self.at_margin = event, "", True
 
     def add(self, event: str, text: str) -> None:
-        if event == self.event:
-            self.text += text
-            print(text.replace("\n", "\n" + GUTTER), end="", flush=True)
+        if event != self.event:
+            return
+        self.text += text
+        for part in text.splitlines(keepends=True):
+            print((GUTTER if self.at_margin and part.strip() else "") + part, end="", flush=True)
+            self.at_margin = part.endswith("\n")
+
+    def end(self) -> None:
+        if self.event is not None and not self.at_margin:
+            print(flush=True)
+        self.event = None
 
     def finish(self, event: str, text: str) -> bool:
         """Whether the event has been shown already. The event has the last word: previews may stop early."""
         if event != self.event:
             return False
-        if text.startswith(self.text):
-            self.add(event, text[len(self.text) :])
-        print(flush=True)
-        self.event = None
+        self.add(event, text.removeprefix(self.text))
+        self.end()
         return True
-
-    def abandon(self) -> None:
-        """The request ended without the event: an error, which the server handles itself."""
-        if self.event is not None:
-            print(paint("2", " ..."), flush=True)
-            self.event = None
 
 
 def follow(events: anthropic.Stream[Any], quiet: bool = False) -> tuple[str | None, str]:
@@ -90,15 +90,15 @@ def follow(events: anthropic.Stream[Any], quiet: bool = False) -> tuple[str | No
     typing = Typing()
     for event in events:
         match event.type:
-            case "event_start" if event.event.type == "agent.message" and not quiet:
+            case "event_start" if event.event.type == "agent.thinking":
+                note("thinking")
+            case "event_start" if not quiet:
                 typing.start(event.event.id)
             case "event_delta":
                 typing.add(event.event_id, event.delta.content.text)
             case "agent.message" if not quiet:
                 if not typing.finish(event.id, texts(event.content)):
                     show("agent says", texts(event.content), "1")
-            case "agent.thinking":
-                note("thinking")
             case "agent.tool_use":
                 # A call is shown as what a person would want to read of it.
                 value = event.input
@@ -115,7 +115,8 @@ def follow(events: anthropic.Stream[Any], quiet: bool = False) -> tuple[str | No
             case "session.error":
                 show("error", f"{event.error.message} ({event.error.retry_status.type})", "1;31")
             case "span.model_request_end":
-                typing.abandon()
+                # Without its event, a message that was begun is lost to an error: the server asks again.
+                typing.end()
             case "session.status_running":
                 note("running")
             case "session.status_idle":
@@ -153,7 +154,8 @@ def main() -> None:
     note("session", session.id)
     try:
         # Opened before anything is sent, so nothing is missed.
-        with client.beta.sessions.events.stream(session.id, event_deltas=["agent.message"]) as events:
+        deltas = ["agent.message", "agent.thinking"]
+        with client.beta.sessions.events.stream(session.id, event_deltas=deltas) as events:
             say(client, session.id, TASK)
             path, _ = follow(events)
             if path is None:

@@ -105,19 +105,13 @@ async fn a_used_environment_stays(pool: PgPool) {
     let agent = app
         .post("/v1/agents", json!({"name": "n", "model": "m"}))
         .await;
-    let agent: selfsame_types::AgentId = agent.body["id"].as_str().unwrap().parse().unwrap();
-    let id: EnvironmentId = environment["id"].as_str().unwrap().parse().unwrap();
-    sqlx::query(
-        "INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id, agent,
-            environment, metadata, created_at, archived_at)
-         VALUES (gen_random_uuid(), $1, $2, 1, $3, '{}', '{}', '{}', now(), now())",
-    )
-    .bind(app.workspace.0)
-    .bind(agent.0)
-    .bind(id.0)
-    .execute(&pool)
-    .await
-    .unwrap();
+    let session = app
+        .post(
+            "/v1/sessions",
+            json!({"agent": agent.body["id"], "environment_id": environment["id"]}),
+        )
+        .await;
+    assert_eq!(session.status, 200, "{session}");
     let refused = app.delete(&path(&environment)).await;
     assert_error(&refused, 409, "conflict_error", "is used by sessions");
     assert_eq!(refused.header("x-should-retry"), "false");
