@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     Inner,
     ask::{self, Answer, Previews},
-    change::change,
+    change::{change, works},
     fail,
     machine::{CallResult, Failure, Machine, Next, Status, Step},
     prompt::SharedSpec,
@@ -158,10 +158,17 @@ impl Runner {
     pub(crate) async fn run(mut self) -> Result<(), Stopped> {
         self.recover().await?;
         loop {
-            if !matches!(self.machine.status, Status::Running | Status::Rescheduling) {
+            // What starting appends may open up more: an interrupt carried out lets queued messages in.
+            loop {
+                let seq = self.last_seq;
+                self.start_work().await?;
+                if self.last_seq == seq {
+                    break;
+                }
+            }
+            if !works(&self.machine) {
                 return Ok(());
             }
-            self.start_work().await?;
             let shutdown = self.inner.shutdown.clone();
             tokio::select! {
                 biased;
@@ -209,7 +216,7 @@ impl Runner {
                 Ok(None) | Err(_) => break,
             }
         }
-        if matches!(self.machine.status, Status::Running | Status::Rescheduling) {
+        if works(&self.machine) {
             let unclean = !self.asking.is_empty() || !self.calling.is_empty();
             self.inner
                 .store
@@ -611,11 +618,10 @@ impl Runner {
                 if events.is_empty() && head.last_seq == known_seq {
                     return Ok(None);
                 }
-                let over = matches!(machine.status, Status::Idle | Status::Terminated);
-                let lease = if over {
-                    LeaseChange::Release { unclean: false }
-                } else {
+                let lease = if works(&machine) {
                     LeaseChange::Keep
+                } else {
+                    LeaseChange::Release { unclean: false }
                 };
                 Ok(Some(Change {
                     request: ledger,

@@ -162,6 +162,7 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
 
 /// A place in the list and the way through it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Cursor {
     /// Of the list: `order` of the request the cursor came from.
     order: Order,
