@@ -182,3 +182,21 @@ async fn lists_page_and_filter(pool: PgPool) {
     let foreign = app.get(&format!("/v1/agents?page={next}")).await;
     assert_error(&foreign, 400, "invalid_request_error", "not a cursor");
 }
+
+#[sqlx::test(migrator = "selfsame_store::MIGRATOR")]
+async fn no_session_runs_without_the_packages_it_was_promised(pool: PgPool) {
+    let app = TestApp::new(pool).await;
+    let agent = app
+        .post("/v1/agents", json!({"name": "n", "model": "m"}))
+        .await;
+    let config = json!({"type": "cloud", "packages": {"pip": ["requests"]}});
+    let environment = app
+        .post("/v1/environments", json!({"name": "a", "config": config}))
+        .await;
+    assert_eq!(environment.status, 200, "{environment}");
+    let body = json!({"agent": agent.body["id"], "environment_id": environment.body["id"]});
+    let refused = app.post("/v1/sessions", body).await;
+    assert_error(&refused, 501, "api_error", "lists packages");
+    let sessions = app.get("/v1/sessions").await;
+    assert_eq!(sessions.body["data"], json!([]));
+}
