@@ -29,6 +29,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use tracing::Instrument as _;
+
 use crate::{
     Inner,
     ask::{self, Answer, Previews},
@@ -316,8 +318,12 @@ impl Runner {
         };
         let provider = Arc::clone(&self.inner.provider);
         let spec = Arc::clone(&self.spec);
+        let session = self.session;
         let handle = self.jobs.spawn(async move {
-            let answer = ask::ask(provider, request, spec, previews).await;
+            let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
+            let answer = ask::ask(provider, request, spec, previews)
+                .instrument(span_of_request)
+                .await;
             Done::Asked {
                 thread,
                 span,
@@ -375,7 +381,10 @@ impl Runner {
         let inner = Arc::clone(&self.inner);
         let (session, epoch, in_doubt) = (self.session, self.epoch, self.in_doubt.contains(&id));
         self.jobs.spawn(async move {
-            let result = execute(&inner, session, epoch, &call, in_doubt).await;
+            let span = tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
+            let result = execute(&inner, session, epoch, &call, in_doubt)
+                .instrument(span)
+                .await;
             Done::Called {
                 thread,
                 call: id,

@@ -13,7 +13,7 @@ use selfsame_types::{
 };
 use uuid::Uuid;
 
-use crate::{Actor, Store, StoreError, time};
+use crate::{Actor, Audit, Store, StoreError, keys::audit, time};
 
 /// Who appends, and by what right.
 #[derive(Debug, Clone, Copy)]
@@ -314,6 +314,19 @@ impl Store {
             )
             .execute(&mut *tx)
             .await?;
+        }
+        if let (Some(end), Guard::Client { workspace, .. }) = (change.end, guard) {
+            let entry = Audit {
+                workspace: Some(workspace),
+                actor,
+                action: match end {
+                    End::Archive => "session.archive",
+                    End::Delete => "session.delete",
+                },
+                target: session.to_string(),
+                detail: serde_json::json!({}),
+            };
+            audit(&mut *tx, entry).await?;
         }
         if let Some(request) = &change.request {
             sqlx::query!(

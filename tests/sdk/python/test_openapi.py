@@ -209,7 +209,12 @@ def test_generated_requests(document, world, call) -> None:
                 case.body = {**body, "agent": world.agent, "environment_id": world.environment}
             if operation.path.endswith("/stream") and not aimed:
                 case.path_parameters = {**parameters, "session_id": "sesn_x"}
-            case.validate_response(call(case), checks=CHECKS)
+            response = call(case)
+            try:
+                case.validate_response(response, checks=CHECKS)
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - said with what was sent
+                sent = case.as_curl_command()[:1500]
+                raise AssertionError(f"{describe(error)}\n  {response.status_code} {response.text[:300]}\n  {sent}") from None
 
         try:
             check()

@@ -103,6 +103,7 @@ pub(crate) async fn create(
             ),
         })?;
     let agent = resolve_agent(&agent, new.overrides)?;
+    app.engine.models().check(&agent.spec.model)?;
     let environment = app
         .store
         .environment_get(principal.workspace, new.environment_id)
