@@ -90,11 +90,12 @@ fn happens() -> impl Strategy<Value = Happens> {
         any::<u8>(),
     );
     prop_oneof![
-        6 => proptest::collection::vec(sent(), 1..4).prop_map(Happens::Send),
+        6 => sent().prop_map(|sent| Happens::Send(vec![sent])),
+        3 => proptest::collection::vec(sent(), 2..4).prop_map(Happens::Send),
         12 => work.prop_map(|(which, blocks, end)| Happens::Work(which, blocks, end)),
         2 => any::<bool>().prop_map(Happens::Fail),
         3 => any::<u8>().prop_map(Happens::Result),
-        2 => (any::<u8>(), proptest::collection::vec(block(), 0..5))
+        4 => (any::<u8>(), proptest::collection::vec(block(), 0..5))
             .prop_map(|(which, blocks)| Happens::Race(which, blocks)),
         1 => Just(Happens::Stale),
         1 => any::<bool>().prop_map(Happens::Crash),
@@ -388,7 +389,7 @@ impl Session {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_session_is_legal_at_every_moment(story in proptest::collection::vec(happens(), 1..40)) {
