@@ -39,12 +39,7 @@ pub use machine::Status;
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
-use crate::{
-    hub::Hub,
-    notifier::Notifier,
-    runners::Runners,
-    sandboxes::Sandboxes,
-};
+use crate::{hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes};
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]

@@ -99,7 +99,9 @@ enum Done {
         result: CallResult,
     },
     /// A cancelled call whose sandbox does not answer.
-    Overdue { call: EventId },
+    Overdue {
+        call: EventId,
+    },
     Waited,
 }
 

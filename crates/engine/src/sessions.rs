@@ -225,7 +225,9 @@ impl Engine {
                         .as_deref()
                         .is_some_and(|backend| backend != inner.sandboxes.backend_name());
                     let lease = match claim {
-                        Some(server) if works && !driven && !elsewhere => LeaseChange::Claim(server),
+                        Some(server) if works && !driven && !elsewhere => {
+                            LeaseChange::Claim(server)
+                        }
                         _ => LeaseChange::Keep,
                     };
                     accepted = Accepted {

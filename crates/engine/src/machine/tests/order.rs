@@ -76,7 +76,9 @@ pub(crate) fn check(log: &[Value]) -> Result<(), String> {
 }
 
 fn text<'a>(event: &'a Value, key: &str) -> Result<&'a str, String> {
-    event[key].as_str().ok_or_else(|| format!("`{key}` is no text"))
+    event[key]
+        .as_str()
+        .ok_or_else(|| format!("`{key}` is no text"))
 }
 
 macro_rules! hold {
@@ -138,7 +140,9 @@ impl Checker {
         };
         if !name.starts_with("session.thread_") {
             hold!(
-                event.get("session_thread_id").is_none_or(|_| name == "user.interrupt"),
+                event
+                    .get("session_thread_id")
+                    .is_none_or(|_| name == "user.interrupt"),
                 "events of the primary thread do not name it"
             );
         }
@@ -323,7 +327,11 @@ impl Checker {
     fn span_start(&mut self, id: String) -> Result<(), String> {
         hold!(self.status == Status::Running, "not running");
         hold!(self.span.is_none(), "two requests at once");
-        hold!(self.calls.is_empty(), "calls without result: {:?}", self.calls);
+        hold!(
+            self.calls.is_empty(),
+            "calls without result: {:?}",
+            self.calls
+        );
         hold!(
             !self
                 .queued
@@ -377,7 +385,11 @@ impl Checker {
             "retrying" => vec!["session.status_rescheduled"],
             "exhausted" => {
                 self.exhausted = true;
-                vec!["user.message", "system.message", "session.thread_status_idle"]
+                vec![
+                    "user.message",
+                    "system.message",
+                    "session.thread_status_idle",
+                ]
             }
             "terminal" => vec!["session.thread_status_terminated"],
             other => return Err(format!("retry status {other}")),

@@ -130,7 +130,7 @@ impl Session {
         // Mostly calls that wait, sometimes any.
         let call = |which: u8| {
             let waiting = self.sim.machine.waiting();
-            let from = if which % 8 == 0 || waiting.is_empty() {
+            let from = if which.is_multiple_of(8) || waiting.is_empty() {
                 &self.calls
             } else {
                 &waiting
@@ -139,7 +139,10 @@ impl Session {
         };
         let interrupt_of = |thread| {
             let thread = Some(thread);
-            input(InputKind::Interrupt { thread }, &serde_json::json!({"session_thread_id": thread}))
+            input(
+                InputKind::Interrupt { thread },
+                &serde_json::json!({"session_thread_id": thread}),
+            )
         };
         match sent {
             Sent::Message => message("hello"),
@@ -184,7 +187,9 @@ impl Session {
                 Block::Thinking => BlockContent::Thinking(raw(
                     &serde_json::json!({"type": "thinking", "thinking": "", "signature": "s"}),
                 )),
-                Block::Allow(serial) => tool(if *serial { "bash" } else { "read" }, Permission::Allow),
+                Block::Allow(serial) => {
+                    tool(if *serial { "bash" } else { "read" }, Permission::Allow)
+                }
                 Block::Ask(serial) => tool(if *serial { "edit" } else { "grep" }, Permission::Ask),
                 Block::Custom => custom("lookup"),
                 Block::Refused => refused("nothing"),
@@ -216,7 +221,10 @@ impl Session {
             Some(Next::Call { call, .. }) => {
                 let call = *call;
                 assert!(self.sim.finish_call(call, "done"));
-                assert!(!self.sim.finish_call(call, "again"), "two results of one call");
+                assert!(
+                    !self.sim.finish_call(call, "again"),
+                    "two results of one call"
+                );
             }
             Some(Next::Interrupt { .. }) => {
                 // Of the calls that ran, some were stopped with a result of their own.
@@ -226,7 +234,7 @@ impl Session {
                     .primary()
                     .calls
                     .iter()
-                    .filter(|call| call.is_runnable() && end % 2 == 0)
+                    .filter(|call| call.is_runnable() && end.is_multiple_of(2))
                     .map(|call| (call.id, result("stopped")))
                     .collect();
                 self.sim.interrupt(results);
@@ -297,12 +305,11 @@ impl Session {
                 let wait = std::time::Duration::from_micros(u64::from(*micros));
                 self.sim.now = self.sim.now.after(wait);
             }
-            Happens::Update => self.sim.run(|step| step.updated("\"title\":\"t\"".to_owned())),
+            Happens::Update => self
+                .sim
+                .run(|step| step.updated("\"title\":\"t\"".to_owned())),
             Happens::Archive => {
-                let idle = matches!(
-                    self.sim.machine.status,
-                    Status::Idle | Status::Terminated
-                );
+                let idle = matches!(self.sim.machine.status, Status::Idle | Status::Terminated);
                 let done = self.sim.step(|step| step.terminate("archive"));
                 assert_eq!(done.is_ok(), idle);
             }
@@ -352,7 +359,13 @@ impl Session {
                 Status::Idle if waiting.is_empty() => break,
                 Status::Idle => {
                     let call = waiting[0];
-                    let kind = self.sim.machine.primary().calls.iter().find(|c| c.id == call);
+                    let kind = self
+                        .sim
+                        .machine
+                        .primary()
+                        .calls
+                        .iter()
+                        .find(|c| c.id == call);
                     let answer = match kind.unwrap().kind {
                         crate::machine::CallKind::Custom => answer(call),
                         _ => confirm(call, None),
@@ -362,7 +375,11 @@ impl Session {
                 Status::Running | Status::Rescheduling => self.work(0, &[Block::Text], 7),
             }
         }
-        assert_eq!(self.sim.machine.status, Status::Idle, "it never comes to rest");
+        assert_eq!(
+            self.sim.machine.status,
+            Status::Idle,
+            "it never comes to rest"
+        );
         assert!(
             matches!(
                 self.sim.machine.primary().stop,
@@ -375,7 +392,8 @@ impl Session {
         );
         let left = self.sim.machine.primary().queue.iter();
         assert!(
-            left.clone().all(|input| input.kind == crate::machine::QueuedKind::System),
+            left.clone()
+                .all(|input| input.kind == crate::machine::QueuedKind::System),
             "inputs were lost: {left:?}"
         );
         // What was said to the system before is heard with the next message.
@@ -389,7 +407,7 @@ impl Session {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_session_is_legal_at_every_moment(story in proptest::collection::vec(happens(), 1..40)) {

@@ -77,12 +77,7 @@ impl Sim {
             next_id += 1;
             EventId(Uuid::from_u128(next_id))
         };
-        let mut step = Step::new(
-            self.machine.clone(),
-            self.last_seq(),
-            self.now,
-            &mut new_id,
-        );
+        let mut step = Step::new(self.machine.clone(), self.last_seq(), self.now, &mut new_id);
         let done = decide(&mut step)?;
         let (machine, events) = step.finish();
         self.next_id = next_id;
@@ -119,7 +114,10 @@ impl Sim {
     /// Opens the request that the state asks for.
     pub fn ask(&mut self) -> EventId {
         let (thread, span) = (self.thread(), self.id());
-        assert!(self.run(|step| step.start_request(thread, span)), "no request");
+        assert!(
+            self.run(|step| step.start_request(thread, span)),
+            "no request"
+        );
         span
     }
 
@@ -373,7 +371,10 @@ fn own_fields(stored: &Stored) -> String {
         stored.event.event_type.as_str(),
         stored.event.id,
     );
-    let rest = stored.body.strip_prefix(&common).expect("common keys first");
+    let rest = stored
+        .body
+        .strip_prefix(&common)
+        .expect("common keys first");
     let rest = rest.strip_suffix('}').expect("an object");
     rest.strip_prefix(',').unwrap_or(rest).to_owned()
 }
@@ -435,11 +436,13 @@ fn parse(stored: &Stored) -> Payload {
             name: exact.name.unwrap(),
             input: exact.input.unwrap(),
             permission: serde_json::from_value(body["evaluated_permission"].clone()).unwrap(),
-            evaluation: body["evaluation"]["type"].as_str().map(|policy| match policy {
-                "always_ask" => "always_ask",
-                "always_allow" => "always_allow",
-                other => panic!("{other}"),
-            }),
+            evaluation: body["evaluation"]["type"]
+                .as_str()
+                .map(|policy| match policy {
+                    "always_ask" => "always_ask",
+                    "always_allow" => "always_allow",
+                    other => panic!("{other}"),
+                }),
             model_id: private.model_id.unwrap(),
             serial: private.serial,
         },

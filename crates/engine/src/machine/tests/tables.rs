@@ -317,7 +317,11 @@ fn several_answers_of_one_request_are_taken_together() {
         IDLE[2],
     ]);
     story.waits_for(&calls[1..2]);
-    assert_eq!(story.runnable(), [], "nothing runs before all have answered");
+    assert_eq!(
+        story.runnable(),
+        [],
+        "nothing runs before all have answered"
+    );
     story.send(&[confirm(calls[1], None)]);
     assert_eq!(story.runnable(), [calls[0]]);
 }
@@ -367,7 +371,12 @@ fn a_custom_tool() {
 #[test]
 fn answers_that_come_before_the_idle_spare_it() {
     let mut story = Story::begun();
-    let calls = story.respond(vec![allow("bash"), ask("edit"), custom("lookup"), ask("read")]);
+    let calls = story.respond(vec![
+        allow("bash"),
+        ask("edit"),
+        custom("lookup"),
+        ask("read"),
+    ]);
     story.seen = story.sim.log.len();
     story.send(&[answer(calls[2])]);
     story.send(&[confirm(calls[3], Some(None))]);
@@ -578,9 +587,18 @@ fn interrupt_while_the_model_speaks() {
 #[test]
 fn interrupt_while_tools_run() {
     let mut story = Story::begun();
-    let calls = story.respond(vec![allow("read"), allow("bash"), allow("bash"), custom("a")]);
+    let calls = story.respond(vec![
+        allow("read"),
+        allow("bash"),
+        allow("bash"),
+        custom("a"),
+    ]);
     story.send(&[interrupt()]);
-    assert_eq!(story.sim.machine.status, Status::Running, "until it is done");
+    assert_eq!(
+        story.sim.machine.status,
+        Status::Running,
+        "until it is done"
+    );
     story.seen = story.sim.log.len();
     // One was done in time, one was stopped, one had not begun; the custom one leaves no result.
     story.sim.finish_call(calls[0], "in time");
@@ -650,9 +668,14 @@ fn interrupt_while_idle() {
 fn interrupt_between_two_attempts() {
     let mut story = Story::begun();
     story.sim.ask();
-    story.sim.fail(Some(story.sim.now.after(Duration::from_secs(9))));
+    story
+        .sim
+        .fail(Some(story.sim.now.after(Duration::from_secs(9))));
     story.send(&[interrupt()]);
-    assert_eq!(story.sim.machine.wake_at(story.sim.now), Some(story.sim.now));
+    assert_eq!(
+        story.sim.machine.wake_at(story.sim.now),
+        Some(story.sim.now)
+    );
     story.seen = story.sim.log.len();
     story.sim.interrupt(Vec::new());
     story.expect(&[INTERRUPT[1], IDLE[0], IDLE[1], IDLE[2]]);
@@ -703,13 +726,7 @@ fn an_answer_that_was_faster_than_the_interrupt_is_kept() {
     assert_eq!(story.runnable(), []);
     assert_eq!(story.sim.machine.primary().calls[0].id, calls[1]);
     story.sim.interrupt(Vec::new());
-    story.expect(&[
-        "agent.tool_result",
-        INTERRUPT[1],
-        IDLE[0],
-        IDLE[1],
-        IDLE[2],
-    ]);
+    story.expect(&["agent.tool_result", INTERRUPT[1], IDLE[0], IDLE[1], IDLE[2]]);
 }
 
 #[test]
@@ -846,7 +863,10 @@ fn a_request_that_no_server_survives_ends_its_turn() {
 fn an_end_needs_rest_and_is_final() {
     let mut story = Story::begun();
     for _ in 0..2 {
-        let error = story.sim.step(|step| step.terminate("archive")).unwrap_err();
+        let error = story
+            .sim
+            .step(|step| step.terminate("archive"))
+            .unwrap_err();
         assert!(error.message.contains("running"), "{error:?}");
         story.expect(&[]);
         if story.sim.machine.primary().request.is_none() {
