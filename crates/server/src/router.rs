@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::{
-    Router, http::Uri, middleware::from_fn_with_state, response::Response, routing::get,
-};
+use axum::{Router, http::Uri, middleware::from_fn_with_state, response::Response, routing::get};
 use selfsame_types::{ApiError, ErrorKind};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;

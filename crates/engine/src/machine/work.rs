@@ -211,9 +211,9 @@ impl Step<'_> {
 
     /// Writes the result of a call. `false` when the call needs none any more.
     pub fn finish_call(&mut self, thread: ThreadId, call: EventId, result: CallResult) -> bool {
-        let wanted = self
-            .thread(thread)
-            .is_some_and(|t| t.calls.iter().any(|c| c.id == call && c.is_runnable()));
+        let wanted = self.thread(thread).is_some_and(|t| {
+            t.status == Status::Running && t.calls.iter().any(|c| c.id == call && c.is_runnable())
+        });
         if wanted {
             let CallResult { content, is_error } = result;
             self.emit(

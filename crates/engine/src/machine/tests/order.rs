@@ -39,7 +39,7 @@ struct Call {
 
 /// Everything that the log so far has said.
 #[derive(Debug)]
-struct Checker {
+pub(crate) struct Checker {
     status: Status,
     thread: Option<String>,
     span: Option<String>,
@@ -61,30 +61,12 @@ struct Checker {
     /// Answers since the last idle event.
     answered: bool,
     stop: Option<Value>,
-    last_usage: Option<Value>,
     messages: usize,
 }
 
 /// Checks a log from its first event on.
 pub(crate) fn check(log: &[Value]) -> Result<(), String> {
-    let mut checker = Checker {
-        status: Status::Idle,
-        thread: None,
-        span: None,
-        output: false,
-        calls: Vec::new(),
-        queued: Vec::new(),
-        seen: HashMap::new(),
-        last_time: String::new(),
-        must: Vec::new(),
-        may_stop: false,
-        exhausted: false,
-        interrupted: false,
-        answered: false,
-        stop: None,
-        last_usage: None,
-        messages: 0,
-    };
+    let mut checker = Checker::new();
     for (index, event) in log.iter().enumerate() {
         checker
             .event(event)
@@ -108,7 +90,28 @@ macro_rules! hold {
 }
 
 impl Checker {
-    fn event(&mut self, event: &Value) -> Result<(), String> {
+    pub(crate) fn new() -> Self {
+        Self {
+            status: Status::Idle,
+            thread: None,
+            span: None,
+            output: false,
+            calls: Vec::new(),
+            queued: Vec::new(),
+            seen: HashMap::new(),
+            last_time: String::new(),
+            must: Vec::new(),
+            may_stop: false,
+            exhausted: false,
+            interrupted: false,
+            answered: false,
+            stop: None,
+            messages: 0,
+        }
+    }
+
+    /// The next event of the log.
+    pub(crate) fn event(&mut self, event: &Value) -> Result<(), String> {
         let name = text(event, "type")?;
         let id = text(event, "id")?.to_owned();
         hold!(
@@ -425,7 +428,7 @@ impl Checker {
             }
             "session.usage" => {
                 hold!(self.stop.is_some(), "no thread has become idle");
-                self.last_usage = Some(event["usage"].clone());
+                hold!(event["usage"].is_object(), "`usage` is missing");
                 self.must = vec!["session.status_idle"];
             }
             "session.status_idle" => {
@@ -531,7 +534,8 @@ impl Checker {
             .count()
     }
 
-    fn end(&self) -> Result<(), String> {
+    /// Whether the log may end here.
+    pub(crate) fn end(&self) -> Result<(), String> {
         // A log is read between two appends, and each of those is whole.
         hold!(
             self.must.is_empty() || self.may_stop,

@@ -47,6 +47,8 @@ enum Happens {
     Fail(bool),
     /// A call ends, and the next request starts in the same append.
     Result(u8),
+    /// What was under way ends although an interrupt has been accepted: the runner has not heard of it.
+    Race(u8, Vec<Block>),
     /// What was asked for earlier comes too late.
     Stale,
     /// Another server takes over.
@@ -88,10 +90,13 @@ fn happens() -> impl Strategy<Value = Happens> {
         any::<u8>(),
     );
     prop_oneof![
-        6 => proptest::collection::vec(sent(), 1..4).prop_map(Happens::Send),
+        6 => sent().prop_map(|sent| Happens::Send(vec![sent])),
+        3 => proptest::collection::vec(sent(), 2..4).prop_map(Happens::Send),
         12 => work.prop_map(|(which, blocks, end)| Happens::Work(which, blocks, end)),
         2 => any::<bool>().prop_map(Happens::Fail),
         3 => any::<u8>().prop_map(Happens::Result),
+        4 => (any::<u8>(), proptest::collection::vec(block(), 0..5))
+            .prop_map(|(which, blocks)| Happens::Race(which, blocks)),
         1 => Just(Happens::Stale),
         1 => any::<bool>().prop_map(Happens::Crash),
         1 => any::<u16>().prop_map(Happens::Time),
@@ -125,7 +130,7 @@ impl Session {
         // Mostly calls that wait, sometimes any.
         let call = |which: u8| {
             let waiting = self.sim.machine.waiting();
-            let from = if which % 8 == 0 || waiting.is_empty() {
+            let from = if which.is_multiple_of(8) || waiting.is_empty() {
                 &self.calls
             } else {
                 &waiting
@@ -229,7 +234,7 @@ impl Session {
                     .primary()
                     .calls
                     .iter()
-                    .filter(|call| call.is_runnable() && end % 2 == 0)
+                    .filter(|call| call.is_runnable() && end.is_multiple_of(2))
                     .map(|call| (call.id, result("stopped")))
                     .collect();
                 self.sim.interrupt(results);
@@ -276,6 +281,21 @@ impl Session {
                     self.requests.push(span);
                 }
             }
+            Happens::Race(which, blocks) => {
+                let state = self.sim.machine.primary();
+                let runnable: Vec<_> = state
+                    .calls
+                    .iter()
+                    .filter(|call| state.status == Status::Running && call.is_runnable())
+                    .map(|call| call.id)
+                    .collect();
+                if state.request.is_some() {
+                    let ids = self.sim.respond(Self::blocks(blocks), Sequel::EndTurn);
+                    self.calls.extend(ids);
+                } else if let Some(call) = pick(&runnable, *which) {
+                    assert!(self.sim.finish_call(call, "just done"));
+                }
+            }
             Happens::Stale => self.stale(),
             Happens::Crash(last) => {
                 let at = (!last).then_some(self.sim.now);
@@ -314,7 +334,8 @@ impl Session {
             }
         }
         for call in self.calls.clone() {
-            let runnable = state.calls.iter().any(|c| c.id == call && c.is_runnable());
+            let runnable = state.status == Status::Running
+                && state.calls.iter().any(|c| c.id == call && c.is_runnable());
             if !runnable {
                 assert!(!self.sim.finish_call(call, "late"));
             }
@@ -386,7 +407,7 @@ impl Session {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_session_is_legal_at_every_moment(story in proptest::collection::vec(happens(), 1..40)) {

@@ -34,7 +34,9 @@ pub(super) struct Sim {
     pub machine: Machine,
     pub log: Vec<Stored>,
     pub now: Timestamp,
-    pub first: Machine,
+    checker: order::Checker,
+    /// The fold of what is stored.
+    folded: Machine,
     next_id: u128,
 }
 
@@ -43,7 +45,8 @@ impl Sim {
         let machine = Machine::new(ThreadId(Uuid::from_u128(1)), "agent".to_owned());
         Self {
             session: SessionId(Uuid::from_u128(2)),
-            first: machine.clone(),
+            checker: order::Checker::new(),
+            folded: machine.clone(),
             machine,
             log: Vec::new(),
             now: Timestamp::from_micros(1_700_000_000_000_000),
@@ -78,17 +81,20 @@ impl Sim {
         let done = decide(&mut step)?;
         let (machine, events) = step.finish();
         self.next_id = next_id;
-        let mut seq = self.last_seq();
+        self.machine = machine;
         for event in events {
-            seq += 1;
-            self.log.push(Stored {
-                seq,
+            let stored = Stored {
+                seq: self.last_seq() + 1,
                 at: self.now,
                 body: event.render(self.now),
                 event,
-            });
+            };
+            self.log.push(stored.clone());
+            self.read_back(&stored);
         }
-        self.machine = machine;
+        if let Err(problem) = self.checker.end() {
+            self.panic(&problem);
+        }
         self.check();
         Ok(done)
     }
@@ -182,18 +188,31 @@ impl Sim {
             .collect()
     }
 
+    fn panic(&self, problem: &str) -> ! {
+        let log: Vec<_> = self.log.iter().map(|stored| &*stored.body).collect();
+        panic!("{problem}\n\n{}", log.join("\n"));
+    }
+
+    /// Reads an event back as it is stored, folds it, and checks its place in the log.
+    fn read_back(&mut self, stored: &Stored) {
+        let body = serde_json::from_str(&stored.body).expect("events are JSON");
+        if let Err(problem) = self.checker.event(&body) {
+            self.panic(&problem);
+        }
+        let payload = parse(stored);
+        self.folded.fold(Placed {
+            id: stored.event.id,
+            seq: stored.seq,
+            at: stored.at,
+            thread: stored.event.thread,
+            processed: stored.event.processed,
+            payload: &payload,
+        });
+    }
+
     #[track_caller]
     fn check(&self) {
-        let bodies = self.bodies();
-        if let Err(problem) = order::check(&bodies) {
-            let log: Vec<_> = bodies.iter().map(|body| format!("{body}\n")).collect();
-            panic!("{problem}\n\n{}", log.concat());
-        }
-        assert_eq!(
-            self.folded(),
-            self.machine,
-            "the state is not the log's fold"
-        );
+        assert_eq!(self.folded, self.machine, "the state is not the log's fold");
         let text = serde_json::to_string(&self.machine).unwrap();
         let read: Machine = serde_json::from_str(&text).unwrap();
         assert_eq!(read, self.machine, "the state does not read back");
@@ -222,23 +241,6 @@ impl Sim {
         );
         assert_eq!(change.queued, seqs);
         assert_eq!(change.status, change.threads[0].status);
-    }
-
-    /// The log read back from what is stored, and folded from the beginning.
-    pub fn folded(&self) -> Machine {
-        let mut machine = self.first.clone();
-        for stored in &self.log {
-            let payload = parse(stored);
-            machine.fold(Placed {
-                id: stored.event.id,
-                seq: stored.seq,
-                at: stored.at,
-                thread: stored.event.thread,
-                processed: stored.event.processed,
-                payload: &payload,
-            });
-        }
-        machine
     }
 
     /// Names of the events since `from`; the queued form of an input is marked.
