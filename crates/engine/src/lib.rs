@@ -53,8 +53,6 @@ pub struct EngineConfig {
     pub backoff: Backoff,
     /// Name of the model route, for the ledger.
     pub route: String,
-    /// Where other servers reach this one's internal endpoints.
-    pub internal_url: String,
     /// How long a connected sandbox is kept after its session has gone idle.
     pub keep_connected: Duration,
     pub sandbox: SandboxConfig,

@@ -73,7 +73,6 @@ async fn heartbeat_once(inner: &Inner) -> Result<(), selfsame_store::StoreError>
         .store
         .server_heartbeat(
             inner.server,
-            &inner.config.internal_url,
             inner.sandboxes.backend_name(),
         )
         .await

@@ -37,16 +37,14 @@ impl Store {
     pub async fn server_heartbeat(
         &self,
         server: ServerId,
-        internal_url: &str,
         backend: &str,
     ) -> Result<(), StoreError> {
         sqlx::query!(
             r#"
-            INSERT INTO servers (id, internal_url, backend) VALUES ($1, $2, $3)
-            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), internal_url = $2
+            INSERT INTO servers (id, backend) VALUES ($1, $2)
+            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()
             "#,
             server.0,
-            internal_url,
             backend,
         )
         .execute(&self.pool)
@@ -211,29 +209,5 @@ impl Store {
         .into_iter()
         .map(|row| (SessionId(row.session_id), row.epoch))
         .collect())
-    }
-
-    /// Where the server that drives a session is reached, if that is another living one.
-    ///
-    /// # Errors
-    /// Database faults.
-    pub async fn session_owner_url(
-        &self,
-        session: SessionId,
-        except: ServerId,
-        ttl: Duration,
-    ) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar!(
-            r#"
-            SELECT o.internal_url FROM session_state s JOIN servers o ON o.id = s.owner
-            WHERE s.session_id = $1 AND o.id <> $2
-              AND o.heartbeat_at > clock_timestamp() - $3::interval
-            "#,
-            session.0,
-            except.0,
-            interval(ttl),
-        )
-        .fetch_optional(&self.pool)
-        .await?)
     }
 }
