@@ -71,10 +71,7 @@ fn jittered(period: Duration) -> Duration {
 async fn heartbeat_once(inner: &Inner) -> Result<(), selfsame_store::StoreError> {
     inner
         .store
-        .server_heartbeat(
-            inner.server,
-            inner.sandboxes.backend_name(),
-        )
+        .server_heartbeat(inner.server, inner.sandboxes.backend_name())
         .await
 }
 

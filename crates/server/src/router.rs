@@ -2,7 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use axum::{Router, http::Uri, middleware::from_fn_with_state, response::Response, routing::get};
+use axum::{
+    Router,
+    http::Uri,
+    middleware::{from_fn, from_fn_with_state},
+    response::Response,
+    routing::get,
+};
 use selfsame_types::{ApiError, ErrorKind};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
@@ -13,7 +19,7 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{agents, environments, events, models, operations, sessions, streams, threads},
-    middleware, openapi,
+    middleware, openapi, unread,
 };
 
 /// The API proper: what official clients call. Each route is behind the authentication.
@@ -78,6 +84,7 @@ pub(crate) fn assemble(app: Arc<App>, api: Router<Arc<App>>) -> Router {
         .fallback(unknown_route)
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::observe))
+        .layer(from_fn(unread::layer))
         .with_state(app)
 }
 
