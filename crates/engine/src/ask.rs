@@ -16,6 +16,7 @@ use crate::{
     fail,
     hub::{Hub, Preview, PreviewKind},
     machine::{BlockContent, ErrorType, ModelUsage, Response, ResponseBlock, Sequel},
+    notifier::{Notifier, RemotePreview},
     prompt::SharedSpec,
 };
 
@@ -33,52 +34,35 @@ pub enum Answer {
 #[derive(Debug)]
 pub(crate) struct Previews {
     pub hub: Hub,
+    pub notifier: Notifier,
     pub session: SessionId,
     pub thread: ThreadId,
     pub span_seq: i64,
 }
 
 impl Previews {
-    fn send(&self, event: EventId, kind: PreviewKind, body: &serde_json::Value) {
-        if self.hub.is_watched(self.session) {
-            self.hub.preview(
-                self.session,
-                Preview {
-                    thread: self.thread,
-                    span_seq: self.span_seq,
-                    event,
-                    kind,
-                    body: body.to_string().into(),
-                },
-            );
+    fn send(&self, event: EventId, kind: PreviewKind, text: &str) {
+        let (session, thread, span_seq) = (self.session, self.thread, self.span_seq);
+        if self.hub.is_watched(session) {
+            self.hub
+                .preview(session, Preview::new(thread, span_seq, event, kind, text));
         }
+        self.notifier.preview(session, || RemotePreview {
+            session,
+            thread,
+            span_seq,
+            event,
+            kind,
+            text: text.to_owned(),
+        });
     }
 
     fn start(&self, event: EventId, kind: PreviewKind) {
-        let name = match kind {
-            PreviewKind::StartThinking => "agent.thinking",
-            PreviewKind::StartMessage | PreviewKind::Delta => "agent.message",
-        };
-        self.send(
-            event,
-            kind,
-            &json!({"type": "event_start", "event": {"type": name, "id": event}}),
-        );
+        self.send(event, kind, "");
     }
 
     fn delta(&self, event: EventId, text: &str) {
-        self.send(
-            event,
-            PreviewKind::Delta,
-            &json!({
-                "type": "event_delta",
-                "event_id": event,
-                "delta": {
-                    "type": "content_delta", "index": 0,
-                    "content": {"type": "text", "text": text},
-                },
-            }),
-        );
+        self.send(event, PreviewKind::Delta, text);
     }
 }
 

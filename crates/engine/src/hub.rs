@@ -13,15 +13,13 @@
 //! Bodies are shared by all subscribers. A session nobody watches has no topic.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use selfsame_store::{Row, Store, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, event::EventType};
+use serde_json::json;
 use tokio::sync::watch;
 
 /// Entries kept for subscribers that are a little behind.
@@ -44,11 +42,46 @@ pub struct Preview {
     pub body: Arc<str>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PreviewKind {
     StartMessage,
     StartThinking,
     Delta,
+}
+
+impl Preview {
+    /// A piece of `event`; `text` only says something with [`PreviewKind::Delta`].
+    #[must_use]
+    pub(crate) fn new(
+        thread: ThreadId,
+        span_seq: i64,
+        event: EventId,
+        kind: PreviewKind,
+        text: &str,
+    ) -> Self {
+        let start =
+            |name: &str| json!({"type": "event_start", "event": {"type": name, "id": event}});
+        let body = match kind {
+            PreviewKind::StartMessage => start("agent.message"),
+            PreviewKind::StartThinking => start("agent.thinking"),
+            PreviewKind::Delta => json!({
+                "type": "event_delta",
+                "event_id": event,
+                "delta": {
+                    "type": "content_delta", "index": 0,
+                    "content": {"type": "text", "text": text},
+                },
+            }),
+        };
+        Self {
+            thread,
+            span_seq,
+            event,
+            kind,
+            body: body.to_string().into(),
+        }
+    }
 }
 
 /// What a subscription delivers.
@@ -84,8 +117,15 @@ struct Ring {
     /// The highest position anyone has told of.
     known: i64,
     deleted: bool,
+    subscribers: usize,
+    /// Those that want previews.
+    previewers: usize,
     /// Something came in since the last trim.
     fresh: bool,
+    /// The newest span that had previews ..
+    previewed: i64,
+    /// .. and the newest whose previews have a hole.
+    cut: i64,
 }
 
 impl Ring {
@@ -120,8 +160,6 @@ struct Topic {
     ring: Mutex<Ring>,
     /// Counts changes; subscribers wait on it.
     wake: watch::Sender<u64>,
-    /// Changed only under the lock on all topics.
-    subscribers: AtomicUsize,
 }
 
 impl Topic {
@@ -138,6 +176,12 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// Every topic, without holding on to the table.
+    fn topics(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.values().cloned().collect()
+    }
+
     fn topic(&self, session: SessionId) -> Option<Arc<Topic>> {
         self.topics
             .lock()
@@ -166,7 +210,33 @@ impl Hub {
 
     pub fn preview(&self, session: SessionId, preview: Preview) {
         if let Some(topic) = self.topic(session) {
-            topic.change(|ring| ring.push(Entry::Preview(preview)));
+            topic.change(|ring| {
+                ring.previewed = ring.previewed.max(preview.span_seq);
+                if preview.span_seq > ring.cut {
+                    ring.push(Entry::Preview(preview));
+                }
+            });
+        }
+    }
+
+    /// Previews may have been lost on their way: what they belong to has no further ones, because none
+    /// may be missing in the middle.
+    pub fn cut_previews(&self) {
+        for topic in self.topics() {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.cut = ring.previewed;
+        }
+    }
+
+    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
+    /// than that reads the table.
+    pub fn trim(&self) {
+        for topic in self.topics() {
+            topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim();
         }
     }
 
@@ -209,50 +279,54 @@ impl Hub {
             .collect()
     }
 
-    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
-    /// than that reads the table.
-    pub fn trim(&self) {
-        let topics: Vec<_> = {
-            let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-            topics.values().cloned().collect()
-        };
-        for topic in topics {
-            topic
-                .ring
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .trim();
-        }
+    /// Sessions whose previews somebody here wants.
+    #[must_use]
+    pub fn previewed(&self) -> Vec<SessionId> {
+        self.topics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|(_, topic)| {
+                topic
+                    .ring
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .previewers
+                    > 0
+            })
+            .map(|(session, _)| *session)
+            .collect()
     }
 
     /// Begins to watch. The position to start from is set with [`Subscription::start`], *after* this,
     /// so that nothing appended in between is missed.
     #[must_use]
-    pub fn subscribe(&self, session: SessionId) -> Subscription {
+    pub fn subscribe(&self, session: SessionId, previews: bool) -> Subscription {
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         let topic = topics.entry(session).or_insert_with(|| {
             Arc::new(Topic {
                 ring: Mutex::default(),
                 wake: watch::Sender::new(0),
-                subscribers: AtomicUsize::new(0),
             })
         });
-        topic.subscribers.fetch_add(1, Ordering::Relaxed);
         let wake = topic.wake.subscribe();
-        let cursor = topic
-            .ring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .end();
+        let cursor = {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.subscribers += 1;
+            ring.previewers += usize::from(previews);
+            ring.end()
+        };
         Subscription {
             hub: self.clone(),
             session,
+            previews,
             topic: Arc::clone(topic),
             wake,
             cursor,
             seq: 0,
             start_seq: 0,
             closed_span: 0,
+            started: HashSet::new(),
             read: VecDeque::new(),
         }
     }
@@ -263,6 +337,7 @@ impl Hub {
 pub struct Subscription {
     hub: Hub,
     session: SessionId,
+    previews: bool,
     topic: Arc<Topic>,
     wake: watch::Receiver<u64>,
     /// Index of the next ring entry.
@@ -273,6 +348,8 @@ pub struct Subscription {
     start_seq: i64,
     /// Previews of spans up to here are over, or have lost their beginning.
     closed_span: i64,
+    /// Messages whose previews began here and whose request is still open.
+    started: HashSet<EventId>,
     /// Rows read from the table and not yet delivered.
     read: VecDeque<Row>,
 }
@@ -344,6 +421,19 @@ impl Subscription {
         self.seq = row.seq;
         if row.event_type == EventType::SpanModelRequestEnd {
             self.closed_span = self.closed_span.max(row.seq);
+            self.started.clear();
+        }
+    }
+
+    /// Whether a preview still means something here. A piece of a message whose beginning was not
+    /// shown does not.
+    fn is_stale(&self, preview: &Preview) -> bool {
+        if preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span {
+            return true;
+        }
+        match preview.kind {
+            PreviewKind::StartMessage | PreviewKind::StartThinking => false,
+            PreviewKind::Delta => !self.started.contains(&preview.event),
         }
     }
 
@@ -381,14 +471,16 @@ impl Subscription {
                 }
                 Entry::Row(_) => return Look::Read,
                 Entry::Preview(preview) => {
-                    let stale =
-                        preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span;
+                    let stale = self.is_stale(&preview);
                     if !stale && preview.span_seq > self.seq {
                         // Its beginning is committed, but not delivered here yet.
                         return Look::Read;
                     }
                     self.cursor += 1;
                     if !stale {
+                        if preview.kind == PreviewKind::StartMessage {
+                            self.started.insert(preview.event);
+                        }
                         return Look::Item(Item::Preview(preview));
                     }
                 }
@@ -404,7 +496,14 @@ impl Drop for Subscription {
             .topics
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.topic.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let mut ring = self
+            .topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ring.previewers -= usize::from(self.previews);
+        ring.subscribers -= 1;
+        if ring.subscribers == 0 {
             topics.remove(&self.session);
         }
     }

@@ -8,7 +8,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use selfsame_store::Claimed;
 use selfsame_types::agent::AgentSnapshot;
 
-use crate::{Inner, prompt::Spec, runner::Start, sessions::UNREADABLE_PAUSE};
+use crate::{
+    Inner,
+    hub::Preview,
+    notifier::{Hint, INTEREST, Line, RemotePreview},
+    prompt::Spec,
+    runner::Start,
+    sessions::UNREADABLE_PAUSE,
+};
 
 /// Claims at once: after a start there may be thousands of sessions, and other servers too.
 const CLAIM_BATCH: i64 = 32;
@@ -28,6 +35,11 @@ pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::Stor
     spawn(inner, |inner| async move { heartbeat(&inner).await });
     spawn(inner, |inner| async move { claims(&inner).await });
     spawn(inner, |inner| async move { inner.notifier.run().await });
+    spawn(
+        inner,
+        |inner| async move { inner.notifier.run_previews().await },
+    );
+    spawn(inner, |inner| async move { interest(&inner).await });
     spawn(inner, |inner| async move { listen(&inner).await });
     spawn(inner, |inner| async move { sweep(&inner).await });
     spawn(inner, |inner| async move { warm(&inner).await });
@@ -156,15 +168,19 @@ async fn listen(inner: &Arc<Inner>) {
     loop {
         match inner.store.listen().await {
             Ok(mut listener) => {
-                // Whatever was said while nobody listened.
+                // Whatever was said while nobody listened. Previews that were lost leave a hole.
+                inner.hub.cut_previews();
                 sweep_once(inner).await;
 
                 inner.claims.notify_one();
                 loop {
                     match listener.next().await {
                         Ok(payload) => {
-                            for hint in inner.notifier.read(&payload) {
-                                heard(inner, hint);
+                            for line in inner.notifier.read(&payload) {
+                                match line {
+                                    Line::Hint(hint) => heard(inner, hint),
+                                    Line::Preview(preview) => show(inner, &preview),
+                                }
                             }
                         }
                         Err(error) => {
@@ -182,12 +198,45 @@ async fn listen(inner: &Arc<Inner>) {
     }
 }
 
-fn heard(inner: &Inner, hint: crate::notifier::Hint) {
-    inner.hub.hint(hint.session, hint.seq);
+/// A piece of a message that another server generates.
+fn show(inner: &Inner, preview: &RemotePreview) {
+    let RemotePreview {
+        session,
+        thread,
+        span_seq,
+        event,
+        kind,
+        text,
+    } = preview;
+    if inner.hub.is_watched(*session) {
+        inner.hub.preview(
+            *session,
+            Preview::new(*thread, *span_seq, *event, *kind, text),
+        );
+    }
+}
+
+/// Renews what this server's clients want previews of.
+async fn interest(inner: &Inner) {
+    loop {
+        tokio::time::sleep(jittered(INTEREST / 3)).await;
+        for session in inner.hub.previewed() {
+            inner.notifier.interested(session);
+        }
+    }
+}
+
+fn heard(inner: &Inner, hint: Hint) {
+    if hint.interest {
+        inner.notifier.note_interest(hint.session);
+    }
+    if hint.seq > 0 {
+        inner.hub.hint(hint.session, hint.seq);
+        inner.runners.poke(hint.session);
+    }
     if hint.deleted {
         inner.hub.deleted(hint.session);
     }
-    inner.runners.poke(hint.session);
     if hint.wake {
         inner.claims.notify_one();
     }

@@ -24,6 +24,7 @@ use selfsame_sandbox::Call;
 use selfsame_store::{AppendError, ModelRequest, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, Timestamp};
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -136,6 +137,7 @@ pub(crate) struct Runner {
     in_doubt: HashSet<EventId>,
     /// .. to this life of the hands.
     life_before: Option<Uuid>,
+    unclean: bool,
     link: Arc<Link>,
 }
 
@@ -167,6 +169,7 @@ impl Runner {
             stopped: HashMap::new(),
             in_doubt,
             life_before: None,
+            unclean: start.unclean,
             link,
         }
     }
@@ -212,21 +215,23 @@ impl Runner {
             let sandbox = retry(|| self.inner.store.sandbox_of(self.session)).await?;
             self.life_before = sandbox.and_then(|sandbox| sandbox.boot_id);
         }
+        let unclean = self.unclean;
         let open: Vec<_> = self
             .machine
             .threads
             .iter()
-            .filter(|t| t.request.is_some())
+            .filter(|t| t.request.is_some() || (unclean && t.status == Status::Running))
             .map(|t| t.id)
             .collect();
         for thread in open {
-            self.ask_again(thread).await?;
+            self.resume(thread).await?;
         }
         Ok(())
     }
 
-    /// Nobody will hear the answer of a thread's open request: it counts as failed.
-    async fn ask_again(&mut self, thread: ThreadId) -> Result<(), Stopped> {
+    /// Whoever worked on a thread is gone. Nobody will hear the answer of its open request: that counts
+    /// as failed.
+    async fn resume(&mut self, thread: ThreadId) -> Result<(), Stopped> {
         let backoff = self.inner.config.backoff.clone();
         let random: f64 = rand::random();
         self.append_at(None, |step, now| {
@@ -284,7 +289,7 @@ impl Runner {
                 Next::Ask { thread } => self.ask(thread).await?,
                 Next::Await { thread, request } => {
                     if !self.asking.contains_key(&request) {
-                        self.ask_again(thread).await?;
+                        self.resume(thread).await?;
                     }
                 }
                 Next::Call { thread, call } => self.call(thread, call).await?,
@@ -343,14 +348,19 @@ impl Runner {
         let request = self.spec.request(transcript);
         let previews = Previews {
             hub: self.inner.hub.clone(),
+            notifier: self.inner.notifier.clone(),
             session: self.session,
             thread,
             span_seq,
         };
         let provider = Arc::clone(&self.inner.provider);
         let spec = Arc::clone(&self.spec);
+        let session = self.session;
         let handle = self.jobs.spawn(async move {
-            let answer = ask::ask(provider, request, spec, previews).await;
+            let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
+            let answer = ask::ask(provider, request, spec, previews)
+                .instrument(span_of_request)
+                .await;
             Done::Asked {
                 thread,
                 span,
@@ -411,7 +421,11 @@ impl Runner {
                         input,
                         spill_name: id.to_string(),
                     };
-                    execute(&inner, session, epoch, &call, sent).await
+                    let span =
+                        tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
+                    execute(&inner, session, epoch, &call, sent)
+                        .instrument(span)
+                        .await
                 }
                 Err(error) => failure(&format!(
                     "The input of this call cannot be read, so it was not run: {error}"

@@ -142,7 +142,8 @@ impl Engine {
                     owner,
                 }
             })
-            .await?;
+            .await?
+            .ok_or(AppendError::NotFound)?;
         inner.published(id, &created.rows);
         if needs_sandbox {
             inner.provision(id);
@@ -320,7 +321,7 @@ impl Engine {
         let inner = &self.inner;
         let appended = inner
             .store
-            .append(session, Guard::Editor { workspace }, actor, |head| {
+            .append(session, Guard::Client { workspace, cold: true }, actor, |head| {
                 let machine = state(head)?;
                 if head.archived || machine.status == Status::Terminated {
                     return Err(ApiError::invalid(format!(
@@ -448,10 +449,11 @@ impl Engine {
         session: SessionId,
         after: Option<i64>,
         replay: std::time::Duration,
+        previews: bool,
     ) -> Result<Watch, AppendError> {
         let inner = &self.inner;
         // Registered first, position read second: nothing in between is missed.
-        let mut subscription = inner.hub.subscribe(session);
+        let mut subscription = inner.hub.subscribe(session, previews);
         let position = inner
             .store
             .session_position(workspace, session, replay)
@@ -477,6 +479,12 @@ impl Engine {
             };
             let page = inner.store.event_list(&query).await?;
             return Ok(Watch::Over(page.rows.into_iter().next()));
+        }
+        if previews {
+            // Said before the client hears that its stream is open, so that what it posts next, to
+            // whichever server, finds us interested.
+            inner.notifier.interested(session);
+            inner.notifier.flush().await;
         }
         let from = after.or(position.accepted_seq).unwrap_or(position.last_seq);
         subscription.start(from, position.last_seq);

@@ -1,6 +1,9 @@
 //! What is known about models: for `GET /v1/models`, for token limits, for how to ask them to think.
 
-use selfsame_types::Timestamp;
+use selfsame_types::{
+    ApiError, Timestamp,
+    model::{ModelConfig, Speed},
+};
 use serde::Serialize;
 
 use crate::Thinking;
@@ -39,6 +42,8 @@ pub enum ThinkingSupport {
 #[derive(Debug, Clone)]
 pub struct Models {
     list: Vec<ModelInfo>,
+    /// The operator's own list: there are no others.
+    closed: bool,
 }
 
 /// For models that say nothing about themselves: small enough for any current one.
@@ -53,6 +58,7 @@ impl Default for Models {
             .map(|&(id, name, day)| built_in(id, name, day));
         Self {
             list: list.collect(),
+            closed: false,
         }
     }
 }
@@ -61,7 +67,48 @@ impl Models {
     /// A list of the operator's own, in the order it shall be shown.
     #[must_use]
     pub fn new(list: Vec<ModelInfo>) -> Self {
-        Self { list }
+        Self { list, closed: true }
+    }
+
+    /// Whether an agent may be saved with this model: it must be one of the operator's list, if there
+    /// is one, and able to do what is asked of it as far as that is known.
+    ///
+    /// # Errors
+    /// 400 that says what to ask for instead.
+    pub fn check(&self, model: &ModelConfig) -> Result<(), ApiError> {
+        let Some(info) = self.get(&model.id) else {
+            if !self.closed {
+                return Ok(());
+            }
+            let known: Vec<_> = self.list.iter().take(20).map(|m| m.id.as_str()).collect();
+            return Err(ApiError::invalid(format!(
+                "model: `{}` is not a model of this server; it has {}",
+                model.id.chars().take(100).collect::<String>(),
+                known.join(", ")
+            )));
+        };
+        if model.speed == Speed::Fast && info.fast == Some(false) {
+            return Err(ApiError::invalid(format!(
+                "model.speed: `{}` has no fast mode; use `standard`",
+                info.id
+            )));
+        }
+        let level = model.effort.r#type.as_str();
+        match &info.efforts {
+            // `high` is what a model without levels is saved with.
+            Some(levels) if level != "high" && !levels.iter().any(|known| known == level) => {
+                Err(ApiError::invalid(format!(
+                    "model.effort: `{}` does not take `{level}`; it takes {}",
+                    info.id,
+                    if levels.is_empty() {
+                        "no effort".to_owned()
+                    } else {
+                        levels.join(", ")
+                    }
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     #[must_use]
@@ -241,5 +288,34 @@ mod tests {
                 "{id} {wanted:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_operators_list_is_closed_and_abilities_are_checked() {
+        let model = |json: &str| serde_json::from_str::<ModelConfig>(json).unwrap();
+        let plain = |id: &str, speed: &str, effort: &str| {
+            model(&format!(
+                r#"{{"id":"{id}","effort":{{"type":"{effort}"}},"inference_geo":null,"speed":"{speed}"}}"#
+            ))
+        };
+        let open = Models::default();
+        assert!(open.check(&plain("anything", "fast", "max")).is_ok());
+        assert!(
+            open.check(&plain("claude-sonnet-4-5", "standard", "high"))
+                .is_ok()
+        );
+        assert!(
+            open.check(&plain("claude-sonnet-4-5", "standard", "low"))
+                .is_err()
+        );
+        let mut info = open.list()[0].clone();
+        (info.id, info.fast) = ("mine".to_owned(), Some(false));
+        let closed = Models::new(vec![info]);
+        assert!(closed.check(&plain("mine", "standard", "high")).is_ok());
+        assert!(closed.check(&plain("mine", "fast", "high")).is_err());
+        let refused = closed
+            .check(&plain("other", "standard", "high"))
+            .unwrap_err();
+        assert!(refused.message.contains("`other`") && refused.message.contains("mine"));
     }
 }

@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -18,6 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const LARGEST_HEAD: usize = 16 * 1024;
 /// How long a connection may stay between requests, and how long a request head may take.
 const IDLE: Duration = Duration::from_secs(75);
+/// A write that makes no progress for this long ends the connection.
+const STALLED: Duration = Duration::from_secs(60);
 /// Pause after the system refused to give us a connection (too many open files).
 const REFUSED: Duration = Duration::from_millis(100);
 
@@ -74,6 +77,10 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     // Events are small, and must not wait for the acknowledgement of the ones before.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    // A reader that has stopped reading is cut off when nothing of what it was sent arrives any more.
+    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED)) {
+        tracing::debug!(%error, "no TCP_USER_TIMEOUT");
     }
     let open = metrics::gauge!("http_connections");
     open.increment(1.0);

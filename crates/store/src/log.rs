@@ -14,7 +14,7 @@ use selfsame_types::{
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::{Actor, Store, StoreError, time};
+use crate::{Actor, Audit, Store, StoreError, keys::audit, time};
 
 /// No pool is larger.
 const BROKEN_CONNECTIONS: u32 = 100;
@@ -28,9 +28,6 @@ const LANDED_PAUSE: Duration = Duration::from_millis(250);
 pub enum Guard {
     /// A client of this workspace. With `cold`, the decision also sees [`Head::cold`].
     Client { workspace: WorkspaceId, cold: bool },
-    /// A client that changes [`Head::cold`]: sees it as it is under the lock, at the price of one more
-    /// round trip. Others may see it as it was when they began to wait.
-    Editor { workspace: WorkspaceId },
     /// The runner that holds the session's lease with this epoch.
     Runner { server: ServerId, epoch: i64 },
 }
@@ -49,7 +46,7 @@ pub struct Head {
     pub owner: Option<ServerId>,
     pub epoch: i64,
     pub archived: bool,
-    /// For clients: where the session's sandbox lives, if it has one.
+    /// With [`Head::cold`]: where the session's sandbox lives, if it has one.
     pub backend: Option<String>,
     pub cold: Option<Cold>,
 }
@@ -168,12 +165,6 @@ pub enum AppendError {
 impl From<sqlx::Error> for AppendError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(error.into())
-    }
-}
-
-impl Guard {
-    fn sees_cold(self) -> bool {
-        matches!(self, Self::Client { cold: true, .. } | Self::Editor { .. })
     }
 }
 
@@ -299,6 +290,19 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
+        if let (Some(end), Guard::Client { workspace, .. }) = (change.end, guard) {
+            let entry = Audit {
+                workspace: Some(workspace),
+                actor,
+                action: match end {
+                    End::Archive => "session.archive",
+                    End::Delete => "session.delete",
+                },
+                target: session.to_string(),
+                detail: serde_json::json!({}),
+            };
+            audit(&mut *tx, entry).await?;
+        }
         if let Some(request) = &change.request {
             sqlx::query!(
                 r#"
@@ -348,7 +352,7 @@ impl Store {
     ) -> Result<(Transaction<'static, Postgres>, Head, bool), AppendError> {
         let mut broken = 0;
         let (mut tx, row) = loop {
-            match self.lock_once(session, guard).await {
+            match self.lock_once(session).await {
                 // After a restart of the database every connection of the pool is broken, and each
                 // shows it only when it is used.
                 Err(error) if is_broken(&error) && broken < BROKEN_CONNECTIONS => broken += 1,
@@ -365,18 +369,12 @@ impl Store {
             queued: row.queued,
             owner: row.owner.map(ServerId),
             epoch: row.epoch,
-            archived: row.archived_at.is_some(),
-            backend: row.backend,
-            cold: row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
-                title: row.title,
-                metadata,
-                agent,
-            }),
+            archived: false,
+            backend: None,
+            cold: None,
         };
         match guard {
-            Guard::Client { workspace, .. } | Guard::Editor { workspace }
-                if workspace != head.workspace =>
-            {
+            Guard::Client { workspace, .. } if workspace != head.workspace => {
                 return Err(AppendError::NotFound);
             }
             Guard::Runner { server, epoch }
@@ -384,25 +382,9 @@ impl Store {
             {
                 return Err(StoreError::LeaseLost.into());
             }
-            _ => {}
-        }
-        if matches!(guard, Guard::Editor { .. }) {
-            let row = sqlx::query!(
-                r#"
-                SELECT title, metadata, agent, archived_at IS NOT NULL AS "archived!"
-                FROM sessions WHERE id = $1 AND deleted_at IS NULL
-                "#,
-                session.0,
-            )
-            .fetch_optional(&mut *tx)
-            .await?
-            .ok_or(AppendError::NotFound)?;
-            head.archived = row.archived;
-            head.cold = Some(Cold {
-                title: row.title,
-                metadata: row.metadata,
-                agent: row.agent,
-            });
+            // A runner's session is neither archived nor deleted: both take the lease away.
+            Guard::Runner { .. } => {}
+            Guard::Client { cold, .. } => read_cold(&mut tx, &mut head, cold).await?,
         }
         Ok((tx, head, row.unclean))
     }
@@ -410,27 +392,18 @@ impl Store {
     async fn lock_once(
         &self,
         session: SessionId,
-        guard: Guard,
     ) -> Result<(Transaction<'static, Postgres>, Option<LockedRow>), sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let row = sqlx::query_as!(
             LockedRow,
             r#"
-            SELECT s.workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
-                   s.last_processed_at, s.last_seq, s.machine, s.queued, s.owner, s.epoch, s.unclean,
-                   c.archived_at AS "archived_at: jiff_sqlx::Timestamp",
-                   CASE WHEN $2 THEN c.title END AS title,
-                   CASE WHEN $2 THEN c.metadata END AS metadata,
-                   CASE WHEN $2 THEN c.agent END AS agent,
-                   CASE WHEN $2 THEN (SELECT b.backend FROM sandboxes b
-                                      WHERE b.session_id = s.session_id) END AS backend
-            FROM session_state s
-            JOIN sessions c ON c.id = s.session_id
-            WHERE s.session_id = $1 AND c.deleted_at IS NULL
-            FOR UPDATE OF s
+            SELECT workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+                   last_processed_at, last_seq, machine, queued, owner, epoch, unclean
+            FROM session_state
+            WHERE session_id = $1
+            FOR UPDATE
             "#,
             session.0,
-            guard.sees_cold(),
         )
         .fetch_optional(&mut *tx)
         .await?;
@@ -483,11 +456,6 @@ struct LockedRow {
     owner: Option<Uuid>,
     epoch: i64,
     unclean: bool,
-    archived_at: Option<jiff_sqlx::Timestamp>,
-    title: Option<String>,
-    metadata: Option<String>,
-    agent: Option<String>,
-    backend: Option<String>,
 }
 
 /// The connection is at fault, not the database: another one may do.
@@ -498,6 +466,38 @@ fn is_broken(error: &sqlx::Error) -> bool {
         sqlx::Error::Database(error) => error.code().is_some_and(|code| code == "57P01"),
         _ => false,
     }
+}
+
+/// Reads what clients edit, *after* the lock was had: a join in the locking statement would still show
+/// what stood there before a wait.
+async fn read_cold(
+    tx: &mut sqlx::PgConnection,
+    head: &mut Head,
+    wanted: bool,
+) -> Result<(), AppendError> {
+    let row = sqlx::query!(
+        r#"
+        SELECT archived_at AS "archived_at: jiff_sqlx::Timestamp", title,
+               CASE WHEN $2 THEN metadata END AS metadata, CASE WHEN $2 THEN agent END AS agent,
+               CASE WHEN $2 THEN (SELECT b.backend FROM sandboxes b WHERE b.session_id = $1) END
+                   AS backend
+        FROM sessions
+        WHERE id = $1 AND deleted_at IS NULL
+        "#,
+        head.session.0,
+        wanted,
+    )
+    .fetch_optional(tx)
+    .await?
+    .ok_or(AppendError::NotFound)?;
+    head.archived = row.archived_at.is_some();
+    head.backend = row.backend;
+    head.cold = row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
+        title: row.title,
+        metadata,
+        agent,
+    });
+    Ok(())
 }
 
 /// The rows that `events` become behind `last_seq`.

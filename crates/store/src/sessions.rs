@@ -169,7 +169,8 @@ pub struct Created {
 }
 
 impl Store {
-    /// Creates a session, its primary thread and its first events in one transaction.
+    /// Creates a session, its primary thread and its first events in one transaction. `None` when the
+    /// environment is not there or not in use any more.
     ///
     /// # Errors
     /// Database faults; a vanished agent or environment shows as a foreign key constraint.
@@ -177,13 +178,20 @@ impl Store {
         &self,
         new: NewSession,
         decide: impl FnOnce(Timestamp) -> FirstState + Send,
-    ) -> Result<Created, StoreError> {
+    ) -> Result<Option<Created>, StoreError> {
         let mut tx = self.pool.begin().await?;
+        // The shared lock holds off whoever archives or deletes the environment meanwhile.
         let now = sqlx::query_scalar!(
             r#"
+            WITH environment AS (
+                SELECT id FROM environments
+                WHERE id = $5 AND workspace_id = $2 AND archived_at IS NULL AND deleted_at IS NULL
+                FOR SHARE
+            )
             INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id, agent,
                                   environment, title, metadata, created_by, created_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp())
+            SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, clock_timestamp()
+            FROM environment
             RETURNING created_at
             "#,
             new.id.0,
@@ -197,8 +205,9 @@ impl Store {
             new.metadata,
             new.created_by.map(|key| key.0),
         )
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
+        let Some(now) = now else { return Ok(None) };
         let at = time(now);
         let first = decide(at);
         let rows = render_rows(&first.events, 0, at);
@@ -277,7 +286,7 @@ impl Store {
             machine: first.machine,
             epoch,
         };
-        Ok(Created { record, rows })
+        Ok(Some(Created { record, rows }))
     }
 
     /// One session of a workspace.

@@ -13,7 +13,7 @@ import pytest
 
 from support import order, process, registry
 from support.mock import Mock
-from support.tail import Tail, open_raw
+from support.tail import NO_REUSE, Tail, open_raw
 
 BETA = "managed-agents-2026-04-01"
 HEADERS = {"anthropic-beta": BETA, "anthropic-version": "2026-10-21"}
@@ -38,7 +38,7 @@ class Watch:
 
     def __init__(self, server: process.Server) -> None:
         self.http = httpx2.Client(
-            base_url=server.url, headers={**HEADERS, "authorization": f"Bearer {server.key}"}, timeout=30
+            base_url=server.url, headers={**HEADERS, "authorization": f"Bearer {server.key}"}, timeout=30, limits=NO_REUSE
         )
         self.tails: dict[str, Tail] = {}
         # Sessions whose stream is judged by the test itself, with the reason.
@@ -116,7 +116,8 @@ class Watch:
         for record in tail.records:
             if record.sse_event != record["type"]:
                 found.append(f"the event line says {record.sse_event}, the data {record['type']}")
-            if "id" not in record:
+            if record["type"] in order.STREAM_ONLY:
+                # No part of the log: nothing to resume from.
                 continue
             identity, _, sequence = (record.sse_id or "").rpartition(".")
             if identity != record["id"] or not sequence.isdigit():
@@ -154,7 +155,7 @@ def make_client(server: process.Server, watch: Watch, **options: Any) -> anthrop
     options = {"api_key": server.key, "max_retries": 0, "timeout": 60, **options}
     return anthropic.Anthropic(
         base_url=server.url,
-        http_client=anthropic.DefaultHttpxClient(event_hooks={"response": [watch.response]}),
+        http_client=anthropic.DefaultHttpxClient(limits=NO_REUSE, event_hooks={"response": [watch.response]}),
         _strict_response_validation=True,
         **options,
     )
@@ -191,6 +192,7 @@ def raw(server: process.Server, watch: Watch) -> Iterator[httpx2.Client]:
         base_url=server.url,
         headers={**HEADERS, "authorization": f"Bearer {server.key}"},
         timeout=60,
+        limits=NO_REUSE,
         event_hooks={"response": [watch.response]},
     ) as http:
         yield http

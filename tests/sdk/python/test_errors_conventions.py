@@ -31,13 +31,12 @@ def bare(server):
         {"x-api-key": "wrong"},
         {"x-api-key": ""},
         {"authorization": "Bearer wrong"},
-        {"authorization": "Bearer "},
         {"authorization": "Bearer"},
         {"authorization": "Basic dXNlcjpwYXNz"},
         {"authorization": b"Bearer \xff\xfe"},
         {"x-api-key": "k" * 4000},
     ],
-    ids=str,
+    ids=lambda headers: str(headers)[:40],
 )
 def test_bad_credentials(bare, path, headers) -> None:
     response = bare.get(path, headers={**HEADERS, **headers})
@@ -91,7 +90,7 @@ def test_a_read_only_key_reads_and_no_more(bare, server, raw, mock) -> None:
         "managed-agents-2026-04-01;q=1",
         "x" * 7000,
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:40],
 )
 def test_a_missing_or_malformed_beta_header(bare, server, path, value) -> None:
     headers = {"authorization": f"Bearer {server.key}"}
@@ -488,6 +487,7 @@ def test_objects_of_another_workspace_do_not_exist(raw, other, make, client) -> 
     own = other.post("/v1/agents", json={"name": "a", "model": "m"}).json()["id"]
     refused(other.post("/v1/sessions", json={"agent": own, "environment_id": environment}), Case("environment", status=404))
     assert before == [raw.get(path).json() for path in (f"/v1/agents/{agent}", f"/v1/environments/{environment}")]
-    assert client.beta.sessions.retrieve(session.id) == session
+    # Its age grows; nothing else has changed.
+    assert client.beta.sessions.retrieve(session.id).to_dict() | {"stats": None} == session.to_dict() | {"stats": None}
     listed = other.get("/v1/sessions", params={"agent_id": agent, "include_archived": "true"})
     assert listed.status_code in (200, 404) and session.id not in listed.text

@@ -76,13 +76,13 @@ EVENTS: dict[str, tuple[object, str | tuple[str, ...], int | tuple[int, ...]]] =
     "confirmation without an id": ([{"type": "user.tool_confirmation", "result": "allow"}], "tool_use_id", 400),
     "confirmation of an empty id": ([{"type": "user.tool_confirmation", "tool_use_id": "", "result": "allow"}], "tool_use_id", 400),
     "confirmation of a long id": ([{"type": "user.tool_confirmation", "tool_use_id": "t" * 129, "result": "allow"}], "tool_use_id", 400),
-    "confirmation of nothing pending": ([{"type": "user.tool_confirmation", "tool_use_id": f"sevt_01{ONES}", "result": "allow"}], "tool_use_id", 400),
+    "confirmation of nothing pending": ([{"type": "user.tool_confirmation", "tool_use_id": f"sevt_01{ONES}", "result": "allow"}], ("user.tool_confirmation event at events[0]", "not a pending"), 400),
     "confirmation without a result": ([{"type": "user.tool_confirmation", "tool_use_id": "x"}], "result", 400),
     "confirmation of another kind": ([{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "maybe"}], "result", 400),
     "allowed with a deny message": ([{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "allow", "deny_message": "no"}], "deny_message", 400),
     "a long deny message": ([{"type": "user.tool_confirmation", "tool_use_id": "x", "result": "deny", "deny_message": "d" * 10_001}], "deny_message", 400),
     "custom result without an id": ([{"type": "user.custom_tool_result"}], "custom_tool_use_id", 400),
-    "custom result of nothing pending": ([{"type": "user.custom_tool_result", "custom_tool_use_id": f"sevt_01{ONES}"}], "custom_tool_use_id", 400),
+    "custom result of nothing pending": ([{"type": "user.custom_tool_result", "custom_tool_use_id": f"sevt_01{ONES}"}], "not a pending", 400),
     "custom result of text": ([{"type": "user.custom_tool_result", "custom_tool_use_id": "x", "content": "hi"}], "content", 400),
     "custom result of a redacted block": ([{"type": "user.custom_tool_result", "custom_tool_use_id": "x", "content": [{"type": "redacted"}]}], "content", 400),
     "custom result, error as text": ([{"type": "user.custom_tool_result", "custom_tool_use_id": "x", "is_error": "yes"}], "is_error", 400),
@@ -219,8 +219,8 @@ def test_waiting_sessions_take_answers_only(raw, client, make, mock, pending) ->
     refusals = [
         ([GOOD], (waiting, allowed)),
         ([system(TEXT)], ""),
-        ([{"type": "user.tool_confirmation", "tool_use_id": f"sevt_01{ONES}", "result": "allow"}], "tool_use_id"),
-        ([{"type": "user.custom_tool_result", "custom_tool_use_id": f"sevt_01{ONES}"}], "custom_tool_use_id"),
+        ([{"type": "user.tool_confirmation", "tool_use_id": f"sevt_01{ONES}", "result": "allow"}], "not a pending"),
+        ([{"type": "user.custom_tool_result", "custom_tool_use_id": f"sevt_01{ONES}"}], "not a pending"),
         ([{"type": "user.tool_result", "tool_use_id": stop["event_ids"][0]}], ""),
     ]
     if custom_id:
@@ -249,7 +249,7 @@ def test_a_second_answer_is_refused(raw, client, make, mock) -> None:
         assert raw.post(path, json=answer).status_code == 200
         tail.wait_idle("end_turn")
     before = idle_events(raw, session)
-    refused(raw.post(path, json=answer), Case("second answer", fragment="custom_tool_use_id"))
+    refused(raw.post(path, json=answer), Case("second answer", fragment="already answered"))
     assert idle_events(raw, session) == before
 
 

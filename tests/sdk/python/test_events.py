@@ -89,7 +89,7 @@ def test_last_event_id_resumes_exactly(client, make, mock, raw) -> None:
         make.say(session, "hi")
         tail.wait_idle("end_turn")
         whole = list(tail.raw)
-    assert len(whole) == 9
+    assert len(whole) == 10
     for position, record in enumerate(whole[:-1]):
         headers = {"last-event-id": record.sse_id}
         with open_raw(raw, f"/v1/sessions/{session.id}/events/stream", headers=headers) as again:
@@ -153,8 +153,8 @@ def test_list_pages_filters_and_orders(client, make, mock) -> None:
     events = client.beta.sessions.events
     whole = list(events.list(session.id))
     ids = [event.id for event in whole]
-    assert len(ids) == len(set(ids)) == 24
-    for limit in (1, 5, 7, 24, 1000):
+    assert len(ids) == len(set(ids)) == 27
+    for limit in (1, 5, 7, 27, 1000):
         assert [event.id for event in events.list(session.id, limit=limit)] == ids
         assert [event.id for event in events.list(session.id, limit=limit, order="desc")] == ids[::-1]
     only = [event.id for event in whole if event.type in ("user.message", "session.status_idle")]

@@ -333,7 +333,8 @@ def test_a_stream_that_breaks_in_the_middle_is_retried(client, turn, mock) -> No
 
 
 def test_retries_exhausted(client, turn, make, mock) -> None:
-    mock.rules({"when": {"last_user_contains": "fail"}, "answer": [{"error": {"status": 529, "type": "overloaded_error", "retry_after_ms": 1}}]}, {"answer": "back"})
+    # The model sees both messages then: what failed was said, and stays said.
+    mock.rules({"when": {"contains": "hello again"}, "answer": "back"}, {"answer": [{"error": {"status": 529, "type": "overloaded_error", "retry_after_ms": 1}}]})
     session, tail = turn(reason="retries_exhausted", message="fail please")
     found = log(client, session)
     attempt = request(end="span.model_request_end(error)")
@@ -349,7 +350,7 @@ def test_retries_exhausted(client, turn, make, mock) -> None:
 
 
 def test_refusal(client, turn, make, mock) -> None:
-    mock.rules({"when": {"last_user_contains": "bad"}, "answer": [{"refusal": {"category": "cyber", "explanation": "no"}}]}, {"answer": "fine"})
+    mock.rules({"when": {"contains": "good thing"}, "answer": "fine"}, {"answer": [{"refusal": {"category": "cyber", "explanation": "no"}}]})
     session, tail = turn(reason="refusal", message="bad thing")
     found = log(client, session)
     assert found[:3] == START + MESSAGE and found[-3:] == idle("refusal")

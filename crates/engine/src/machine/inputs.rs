@@ -253,8 +253,13 @@ impl Step<'_> {
                  or needs no answer"
             }
         };
+        let field = if event == "user.custom_tool_result" {
+            "custom_tool_use_id"
+        } else {
+            "tool_use_id"
+        };
         Err(ApiError::invalid(format!(
-            "Invalid {event} event at events[{index}]: `{id}` {problem}"
+            "Invalid {event} event at events[{index}]: {field} `{id}` {problem}"
         )))
     }
 

@@ -86,6 +86,12 @@ pub fn main() -> anyhow::Result<()> {
             if let Some(listen) = listen {
                 sources.flags.push(("--listen", "server.listen", listen));
             }
+            // For crash tests: end as `kill -9` would, at a named point.
+            let fail = environment.iter().find(|(name, _)| name == "SELFSAME_FAIL");
+            if let Some((_, spec)) = fail.filter(|(_, spec)| !spec.is_empty()) {
+                selfsame_engine::fail::arm(spec)
+                    .map_err(|problem| anyhow::anyhow!("SELFSAME_FAIL: {problem}"))?;
+            }
             let context = Context::load(&sources, &environment)?;
             run(serve::serve(context))
         }

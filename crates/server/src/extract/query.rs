@@ -55,9 +55,10 @@ fn parse<T: DeserializeOwned>(query: &str) -> Result<T, ApiError> {
         }
         // Postgres cannot hold it, and no parameter can mean it.
         if value.contains('\0') || name.contains('\0') {
-            return Err(ApiError::invalid(
-                "query parameters must not contain U+0000",
-            ));
+            let name = name.replace('\0', "\\0");
+            return Err(ApiError::invalid(format!(
+                "{name}: a query parameter must not contain U+0000"
+            )));
         }
         pairs.push((name.into_owned(), value.into_owned()));
     }
@@ -125,6 +126,8 @@ struct Fields {
 struct Given {
     /// `name=..` and `name[]=..`
     plain: Vec<String>,
+    /// Whether one of them was `name[]=..`, which only a list may be.
+    bracketed: bool,
     /// `name[key]=..`
     keyed: Pairs,
 }
@@ -148,6 +151,10 @@ impl Fields {
                 });
             let given = &mut sorted[index].1;
             match key {
+                Some("") => {
+                    given.bracketed = true;
+                    given.plain.push(value);
+                }
                 Some(key) => given.keyed.push((key.to_owned(), value)),
                 None => given.plain.push(value),
             }
@@ -160,7 +167,7 @@ impl Fields {
     }
 }
 
-/// The field that a parameter belongs to, and the key within it.
+/// The field that a parameter belongs to, and what stands in brackets behind it.
 fn find<'n>(
     name: &'n str,
     fields: &'static [&'static str],
@@ -177,8 +184,7 @@ fn find<'n>(
             .find(|field| field.strip_suffix("[]") == Some(name))
             .map(|field| (field, None));
     };
-    let field = field(stem)?;
-    Some((field, (!key.is_empty()).then_some(key)))
+    field(stem).map(|field| (field, Some(key)))
 }
 
 fn full_name(prefix: &str, name: &str) -> String {
@@ -231,6 +237,9 @@ impl Value<'_> {
     fn one(self) -> Result<String, Refused> {
         if let Some((key, _)) = self.given.keyed.first() {
             return Err(Refused(format!("[{key}] is unknown here")));
+        }
+        if self.given.bracketed {
+            return Err(Refused("takes one value, not a list".to_owned()));
         }
         let [value] = <[String; 1]>::try_from(self.given.plain)
             .map_err(|_| Refused("may be given only once".to_owned()))?;
@@ -354,7 +363,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         };
         let given = Given {
             plain: vec![value],
-            keyed: Vec::new(),
+            ..Given::default()
         };
         seed.deserialize(Value {
             name: self.name,
@@ -437,7 +446,8 @@ mod tests {
         insta::assert_snapshot!(message("include_archived=1"), @"include_archived: `1` is neither `true` nor `false`");
         insta::assert_snapshot!(message("order=up"), @"order: unknown variant `up`, expected `asc` or `desc`");
         insta::assert_snapshot!(message("agent_id=up"), @"agent_id: not a valid id: expected `agent_01` followed by 22 base58 characters");
-        insta::assert_snapshot!(message("page=%00"), @"query parameters must not contain U+0000");
+        insta::assert_snapshot!(message("page=%00"), @"page: a query parameter must not contain U+0000");
+        insta::assert_snapshot!(message("limit[]=5"), @"limit: takes one value, not a list");
         insta::assert_snapshot!(message("statuses[x]=1"), @"statuses: [x] is unknown here");
         assert!(message("created_at[gte]=yesterday").starts_with("created_at[gte]: "));
     }

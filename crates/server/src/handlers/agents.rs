@@ -35,6 +35,7 @@ pub(crate) async fn create(
     Json(body): Json<CreateAgent>,
 ) -> Result<Json<Agent>> {
     let config = body.resolve()?;
+    app.engine.models().check(&config.spec.model)?;
     let agent = app.store.agent_create(principal.workspace, config).await?;
     Ok(Json(agent))
 }
@@ -138,7 +139,9 @@ pub(crate) async fn update(
 ) -> Result<Json<Agent>> {
     app.store
         .agent_update(principal.workspace, id, |agent| {
-            body.change(agent).map_err(Error::from)
+            let changed = body.change(agent)?;
+            app.engine.models().check(&changed.spec.model)?;
+            Ok::<_, Error>(changed)
         })
         .await?
         .map(Json)

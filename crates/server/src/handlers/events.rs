@@ -85,6 +85,7 @@ impl ListQuery {
 
 /// Where a list of events stands.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Cursor {
     order: Order,
     /// Last processed and last queued position shown.

@@ -103,6 +103,7 @@ pub(crate) async fn create(
             ),
         })?;
     let agent = resolve_agent(&agent, new.overrides)?;
+    app.engine.models().check(&agent.spec.model)?;
     let environment = app
         .store
         .environment_get(principal.workspace, new.environment_id)
@@ -122,15 +123,16 @@ pub(crate) async fn create(
         events: new.initial_events,
         actor: principal.actor(&request),
     };
-    let record = app
-        .engine
-        .session_create(request)
-        .await
-        .map_err(|error| match error {
-            AppendError::NotFound => Error::internal("a new session was not found"),
-            AppendError::Refused(error) => error.into(),
-            AppendError::Store(error) => error.into(),
-        })?;
+    let record = match app.engine.session_create(request).await {
+        Ok(record) => record,
+        // Archived or deleted since we looked.
+        Err(AppendError::NotFound) => {
+            let error = ApiError::not_found("Environment", environment.id);
+            return Err(error.with_code("environment_not_found").into());
+        }
+        Err(AppendError::Refused(error)) => return Err(error.into()),
+        Err(AppendError::Store(error)) => return Err(error.into()),
+    };
     Ok(Json(render(record)?))
 }
 
@@ -143,6 +145,13 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
         .with_code("environment_archived"));
     }
     match environment.config {
+        EnvironmentConfig::Cloud(ref cloud) if !cloud.packages.is_empty() => {
+            Err(ApiError::not_implemented(format!(
+                "environment_id: {} lists packages, and this server does not install packages yet; \
+                 use an environment without `packages`",
+                environment.id
+            )))
+        }
         EnvironmentConfig::Cloud(_) => Ok(()),
         EnvironmentConfig::SelfHosted(_) => Err(ApiError::not_implemented(format!(
             "environment_id: {} is a self-hosted environment, and this server does not offer \
@@ -154,6 +163,7 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
 
 /// A place in the list and the way through it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Cursor {
     /// Of the list: `order` of the request the cursor came from.
     order: Order,

@@ -37,6 +37,17 @@ pub struct StreamQuery {
     event_deltas: Vec<String>,
 }
 
+/// One server-sent event.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+pub struct ServerSentEvent {
+    /// The event's type; `event_start` and `event_delta` for previews, `error` before an early end.
+    event: String,
+    /// Where a client may go on with `Last-Event-ID`. Absent on previews.
+    id: Option<String>,
+    /// The event as one line of JSON.
+    data: String,
+}
+
 /// Which previews a connection wants.
 #[derive(Debug, Clone, Copy, Default)]
 struct Wanted {
@@ -66,6 +77,10 @@ impl Wanted {
             }
         }
         Ok(wanted)
+    }
+
+    fn any(self) -> bool {
+        self.message || self.thinking
     }
 
     fn takes(self, kind: PreviewKind) -> bool {
@@ -100,7 +115,7 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     operation_id = "stream_events", tag = "events",
     params(("session_id" = String, Path), StreamQuery),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
-        body = String)))]
+        body = ServerSentEvent)))]
 pub(crate) async fn session(
     State(app): State<Arc<App>>,
     Auth(principal): Auth,
@@ -117,6 +132,7 @@ pub(crate) async fn session(
             session,
             last_event_id(&headers)?,
             window,
+            wanted.any(),
         )
         .await
         .map_err(append_error(session))?;
@@ -128,7 +144,7 @@ pub(crate) async fn session(
     operation_id = "stream_session", tag = "events",
     params(("session_id" = String, Path), StreamQuery),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
-        body = String)))]
+        body = ServerSentEvent)))]
 pub(crate) async fn alias(
     app: State<Arc<App>>,
     auth: Auth,
@@ -144,7 +160,7 @@ pub(crate) async fn alias(
     operation_id = "stream_thread", tag = "threads",
     params(("session_id" = String, Path), ("thread_id" = String, Path), StreamQuery),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
-        body = String)))]
+        body = ServerSentEvent)))]
 pub(crate) async fn thread(
     State(app): State<Arc<App>>,
     Auth(principal): Auth,
@@ -162,6 +178,7 @@ pub(crate) async fn thread(
             session,
             last_event_id(&headers)?,
             window,
+            wanted.any(),
         )
         .await
         .map_err(append_error(session))?;

@@ -78,6 +78,7 @@ pub struct ListQuery {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Cursor {
     thread: i32,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from typing import Any, Callable, Iterable
@@ -12,6 +13,7 @@ import httpx2
 from .order import Event, short
 
 DEADLINE = 20.0
+NO_REUSE = httpx2.Limits(max_keepalive_connections=0)
 
 
 class Record(dict):
@@ -26,16 +28,16 @@ class Gone(AssertionError):
 
 
 class Tail:
-    """Reads a stream in a thread. `source` yields records or SDK events; `close` ends it."""
+    """Reads a stream in a thread. `source` yields records or SDK events and comes from `response`."""
 
-    def __init__(self, source: Iterable[Any], close: Callable[[], None], name: str = "stream") -> None:
+    def __init__(self, source: Iterable[Any], response: httpx2.Response, name: str = "stream") -> None:
         self.records: list[Event] = []
         self.raw: list[Any] = []
         self.error: BaseException | None = None
         self.ended = False
         self.name = name
         self._closed = False
-        self._close = close
+        self.response = response
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, args=(source,), daemon=True)
         self._thread.start()
@@ -102,10 +104,14 @@ class Tail:
     def close(self) -> None:
         self._closed = True
         try:
-            self._close()
-        except Exception:  # noqa: BLE001 - the connection may be gone already
-            pass
+            # Closing a socket does not wake up a thread that reads it; shutting it down does. The clients keep no
+            # connection for later (`NO_REUSE`), so it cannot be somebody else's by now.
+            network = self.response.extensions["network_stream"].get_extra_info("socket")
+            network.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
         self._thread.join(5)
+        self.response.close()
 
     def __enter__(self) -> "Tail":
         return self
@@ -139,12 +145,10 @@ def open_raw(http: httpx2.Client, path: str, *, headers: dict[str, str] | None =
     if response.status_code != 200:
         response.read()
         raise AssertionError(f"{path}: {response.status_code} {response.text}")
-    tail = Tail(sse(response.iter_lines()), response.close, name=name)
-    tail.response = response  # type: ignore[attr-defined]
-    return tail
+    return Tail(sse(response.iter_lines()), response, name=name)
 
 
 def open_sdk(client: Any, session_id: str, **options: Any) -> Tail:
     """The same through the SDK's own stream."""
     stream = client.beta.sessions.events.stream(session_id, **options)
-    return Tail(stream, stream.close, name="SDK stream")
+    return Tail(stream, stream.response, name="SDK stream")
