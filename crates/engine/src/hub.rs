@@ -13,11 +13,8 @@
 //! Bodies are shared by all subscribers. A session nobody watches has no topic.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use selfsame_store::{Row, Store, StoreError};
@@ -120,10 +117,15 @@ struct Ring {
     /// The highest position anyone has told of.
     known: i64,
     deleted: bool,
-    /// Subscribers that want previews.
+    subscribers: usize,
+    /// Those that want previews.
     previewers: usize,
     /// Something came in since the last trim.
     fresh: bool,
+    /// The newest span that had previews ..
+    previewed: i64,
+    /// .. and the newest whose previews have a hole.
+    cut: i64,
 }
 
 impl Ring {
@@ -158,8 +160,6 @@ struct Topic {
     ring: Mutex<Ring>,
     /// Counts changes; subscribers wait on it.
     wake: watch::Sender<u64>,
-    /// Changed only under the lock on all topics.
-    subscribers: AtomicUsize,
 }
 
 impl Topic {
@@ -176,6 +176,12 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// Every topic, without holding on to the table.
+    fn topics(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.values().cloned().collect()
+    }
+
     fn topic(&self, session: SessionId) -> Option<Arc<Topic>> {
         self.topics
             .lock()
@@ -204,7 +210,33 @@ impl Hub {
 
     pub fn preview(&self, session: SessionId, preview: Preview) {
         if let Some(topic) = self.topic(session) {
-            topic.change(|ring| ring.push(Entry::Preview(preview)));
+            topic.change(|ring| {
+                ring.previewed = ring.previewed.max(preview.span_seq);
+                if preview.span_seq > ring.cut {
+                    ring.push(Entry::Preview(preview));
+                }
+            });
+        }
+    }
+
+    /// Previews may have been lost on their way: what they belong to has no further ones, because none
+    /// may be missing in the middle.
+    pub fn cut_previews(&self) {
+        for topic in self.topics() {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.cut = ring.previewed;
+        }
+    }
+
+    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
+    /// than that reads the table.
+    pub fn trim(&self) {
+        for topic in self.topics() {
+            topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim();
         }
     }
 
@@ -266,22 +298,6 @@ impl Hub {
             .collect()
     }
 
-    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
-    /// than that reads the table.
-    pub fn trim(&self) {
-        let topics: Vec<_> = {
-            let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-            topics.values().cloned().collect()
-        };
-        for topic in topics {
-            topic
-                .ring
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .trim();
-        }
-    }
-
     /// Begins to watch. The position to start from is set with [`Subscription::start`], *after* this,
     /// so that nothing appended in between is missed.
     #[must_use]
@@ -291,16 +307,15 @@ impl Hub {
             Arc::new(Topic {
                 ring: Mutex::default(),
                 wake: watch::Sender::new(0),
-                subscribers: AtomicUsize::new(0),
             })
         });
-        topic.subscribers.fetch_add(1, Ordering::Relaxed);
         let wake = topic.wake.subscribe();
-        let cursor = topic
-            .ring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .end();
+        let cursor = {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.subscribers += 1;
+            ring.previewers += usize::from(previews);
+            ring.end()
+        };
         Subscription {
             hub: self.clone(),
             session,
@@ -311,6 +326,7 @@ impl Hub {
             seq: 0,
             start_seq: 0,
             closed_span: 0,
+            started: HashSet::new(),
             read: VecDeque::new(),
         }
     }
@@ -332,6 +348,8 @@ pub struct Subscription {
     start_seq: i64,
     /// Previews of spans up to here are over, or have lost their beginning.
     closed_span: i64,
+    /// Messages whose previews began here and whose request is still open.
+    started: HashSet<EventId>,
     /// Rows read from the table and not yet delivered.
     read: VecDeque<Row>,
 }
@@ -403,6 +421,19 @@ impl Subscription {
         self.seq = row.seq;
         if row.event_type == EventType::SpanModelRequestEnd {
             self.closed_span = self.closed_span.max(row.seq);
+            self.started.clear();
+        }
+    }
+
+    /// Whether a preview still means something here. A piece of a message whose beginning was not
+    /// shown does not.
+    fn is_stale(&self, preview: &Preview) -> bool {
+        if preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span {
+            return true;
+        }
+        match preview.kind {
+            PreviewKind::StartMessage | PreviewKind::StartThinking => false,
+            PreviewKind::Delta => !self.started.contains(&preview.event),
         }
     }
 
@@ -440,14 +471,16 @@ impl Subscription {
                 }
                 Entry::Row(_) => return Look::Read,
                 Entry::Preview(preview) => {
-                    let stale =
-                        preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span;
+                    let stale = self.is_stale(&preview);
                     if !stale && preview.span_seq > self.seq {
                         // Its beginning is committed, but not delivered here yet.
                         return Look::Read;
                     }
                     self.cursor += 1;
                     if !stale {
+                        if preview.kind == PreviewKind::StartMessage {
+                            self.started.insert(preview.event);
+                        }
                         return Look::Item(Item::Preview(preview));
                     }
                 }
@@ -463,15 +496,14 @@ impl Drop for Subscription {
             .topics
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.previews {
-            let mut ring = self
-                .topic
-                .ring
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            ring.previewers -= 1;
-        }
-        if self.topic.subscribers.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let mut ring = self
+            .topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ring.previewers -= usize::from(self.previews);
+        ring.subscribers -= 1;
+        if ring.subscribers == 0 {
             topics.remove(&self.session);
         }
     }

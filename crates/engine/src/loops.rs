@@ -166,7 +166,8 @@ async fn listen(inner: &Arc<Inner>) {
     loop {
         match inner.store.listen().await {
             Ok(mut listener) => {
-                // Whatever was said while nobody listened.
+                // Whatever was said while nobody listened. Previews that were lost leave a hole.
+                inner.hub.cut_previews();
                 sweep_once(inner).await;
 
                 inner.claims.notify_one();

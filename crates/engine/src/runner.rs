@@ -24,9 +24,8 @@ use selfsame_sandbox::Call;
 use selfsame_store::{AppendError, ModelRequest, Row, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, Timestamp};
 use tokio::task::{AbortHandle, JoinSet};
-use uuid::Uuid;
-
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use crate::{
     Inner,
@@ -267,13 +266,14 @@ impl Runner {
             .map(|t| t.id)
             .collect();
         for thread in open {
-            self.ask_again(thread).await?;
+            self.resume(thread).await?;
         }
         Ok(())
     }
 
-    /// Nobody will hear the answer of a thread's open request: it counts as failed.
-    async fn ask_again(&mut self, thread: ThreadId) -> Result<(), Stopped> {
+    /// Whoever worked on a thread is gone. Nobody will hear the answer of its open request: that counts
+    /// as failed.
+    async fn resume(&mut self, thread: ThreadId) -> Result<(), Stopped> {
         let backoff = self.inner.config.backoff.clone();
         let random: f64 = rand::random();
         self.append_at(None, |step, now| {
@@ -331,7 +331,7 @@ impl Runner {
                 Next::Ask { thread } => self.ask(thread).await?,
                 Next::Await { thread, request } => {
                     if !self.asking.contains_key(&request) {
-                        self.ask_again(thread).await?;
+                        self.resume(thread).await?;
                     }
                 }
                 Next::Call { thread, call } => self.call(thread, call).await?,

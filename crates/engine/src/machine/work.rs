@@ -275,48 +275,45 @@ impl Step<'_> {
         self.start_queued(thread);
     }
 
-    /// Takes over from a server that is gone: the session says so, a request that was open is asked
-    /// again at `retry_at`, and calls that were under way go on.
+    /// Takes over from a server that is gone, or from an answer that was lost: the session says so, a
+    /// request that was open is asked again at `retry_at` if at all, and calls that were under way go
+    /// on. An interrupt that was accepted meanwhile is left to be carried out.
     pub fn recover(&mut self, thread: ThreadId, retry_at: Option<Timestamp>) {
         let Some(state) = self.thread(thread).filter(|t| t.status == Status::Running) else {
             return;
         };
-        let (attempt, has_calls) = (state.attempt, !state.calls.is_empty());
-        let message = match retry_at {
-            Some(_) => {
-                "The server that ran this session stopped in the middle of its work; another one goes \
-                 on."
-            }
-            None => {
-                "The server that ran this session stopped in the middle of a model request, and has \
-                 done so at every attempt."
-            }
+        let attempt = state.attempt;
+        let (has_calls, interrupted) = (!state.calls.is_empty(), state.is_interrupted());
+        let message = if retry_at.is_some() || state.request.is_none() {
+            "The server that ran this session stopped in the middle of its work; another one goes on."
+        } else {
+            "The server that ran this session stopped in the middle of its work, as it did at every \
+             attempt before."
         };
+        let message = message.to_owned();
+        let error_type = ErrorType::UnknownError;
         if let Some(span) = state.request {
-            self.fail_request(
+            let failure = Failure {
+                error_type,
+                message,
+                retry_at,
+                usage: ModelUsage::default(),
+            };
+            self.fail_request(thread, span, failure);
+        } else if !interrupted {
+            self.emit(
                 thread,
-                span,
-                Failure {
-                    error_type: ErrorType::UnknownError,
-                    message: message.to_owned(),
-                    retry_at,
-                    usage: ModelUsage::default(),
+                &Payload::Error {
+                    error_type,
+                    message,
+                    retry: RetryStatus::Retrying,
                 },
             );
-            return;
-        }
-        self.emit(
-            thread,
-            &Payload::Error {
-                error_type: ErrorType::UnknownError,
-                message: message.to_owned(),
-                retry: RetryStatus::Retrying,
-            },
-        );
-        let now = self.now;
-        self.reschedule(thread, attempt, now);
-        if has_calls {
-            self.run(thread);
+            let now = self.now;
+            self.reschedule(thread, attempt, now);
+            if has_calls {
+                self.run(thread);
+            }
         }
     }
 }

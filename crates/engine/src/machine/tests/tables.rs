@@ -836,15 +836,36 @@ fn a_request_that_was_open_is_asked_again() {
 }
 
 #[test]
-fn nothing_else_needs_a_word_at_a_takeover() {
+fn a_takeover_says_so_and_goes_on() {
+    // Before the first request.
     let mut story = Story::begun();
-    let thread = story.sim.thread();
+    let (thread, now) = (story.sim.thread(), story.sim.now);
     story.sim.run(|step| step.recover(thread, None));
-    let calls = story.respond(vec![allow("bash")]);
+    story.expect(&RESCHEDULED);
+    assert_eq!(
+        story.sim.machine.next(),
+        [Next::Wait { thread, until: now }],
+        "at once"
+    );
+    story.sim.run(|step| step.recover(thread, None));
+    story.expect(&[]);
+    // While calls run.
+    let calls = story.respond(vec![allow("read"), allow("bash"), custom("a")]);
+    story.seen = story.sim.log.len();
+    story.sim.run(|step| step.recover(thread, None));
+    story.expect(&[&RESCHEDULED[..], &RUNNING[..]].concat());
+    assert_eq!(story.runnable(), calls[..2]);
+    assert_eq!(story.sim.machine.primary().attempt, 0);
+    // While an interrupt waits: that is carried out, and nothing goes on.
+    story.send(&[interrupt()]);
     story.seen = story.sim.log.len();
     story.sim.run(|step| step.recover(thread, None));
     story.expect(&[]);
-    assert_eq!(story.runnable(), calls);
+    // While nothing runs.
+    story.sim.interrupt(Vec::new());
+    story.seen = story.sim.log.len();
+    story.sim.run(|step| step.recover(thread, None));
+    story.expect(&[]);
 }
 
 #[test]
