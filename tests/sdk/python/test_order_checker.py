@@ -121,7 +121,16 @@ def interrupted_running() -> list[Event]:
     return log.idle().events
 
 
-@pytest.mark.parametrize("log", [plain, tools, asked, retried, interrupted_custom, interrupted_running])
+def archived_with_queued() -> list[Event]:
+    log = Log().start().message()
+    (waiting,) = log.request(ASK)
+    log.idle("requires_action", [waiting]).message()
+    log.add("session.thread_status_terminated", **THREAD)
+    log.add("session.status_terminated")
+    return log.events
+
+
+@pytest.mark.parametrize("log", [plain, tools, asked, retried, interrupted_custom, interrupted_running, archived_with_queued])
 def test_legal_logs_pass(log) -> None:
     assert check(log()) == []
 
@@ -231,6 +240,12 @@ def test_a_double_result_and_a_result_before_permission_are_seen() -> None:
     log.result(call)
     log.request()
     assert check(log.idle().events)
+
+
+def test_a_message_processed_between_turns_is_seen() -> None:
+    events = plain()
+    message = {"type": "user.message", "id": "sevt_x", "processed_at": events[-1]["processed_at"], "content": []}
+    assert check([*events, message])
 
 
 def test_an_end_while_something_is_open_is_seen() -> None:
