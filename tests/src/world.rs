@@ -127,7 +127,6 @@ impl Server {
     /// Starts a server without waiting for anything.
     pub async fn launch(environment: &BTreeMap<String, String>, directory: &Path) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port().await?);
-        let internal = format!("127.0.0.1:{}", free_port().await?);
         let log = directory.join(format!(
             "serve-{}.log",
             listen.rsplit(':').next().unwrap_or("")
@@ -138,7 +137,6 @@ impl Server {
             .current_dir(directory)
             .env_remove("DATABASE_URL")
             .env("SELFSAME__SERVER__LISTEN", &listen)
-            .env("SELFSAME__SERVER__INTERNAL_LISTEN", internal)
             .envs(environment)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
