@@ -14,8 +14,6 @@ CREATE TABLE deployment (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     id uuid NOT NULL,
     organization_id uuid NOT NULL,
-    -- Proves to one server that a request comes from another.
-    cluster_secret bytea NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
@@ -209,8 +207,6 @@ CREATE INDEX model_requests_workspace_idx ON model_requests (workspace_id, start
 -- One heartbeat row per server process.
 CREATE TABLE servers (
     id uuid PRIMARY KEY,
-    -- Where other servers reach its internal endpoints.
-    internal_url text NOT NULL,
     -- The sandbox backend this server is connected to.
     backend text NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),

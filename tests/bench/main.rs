@@ -1,8 +1,9 @@
-//! The figures of speed, each beside its floor from the same run: `cargo bench -p selfsame-tests`.
+//! The figures of speed of the design, each beside its floor from the same run: `./dev bench`.
 //!
-//! The server is the binary that `SELFSAME_BIN` names (a release build, or the figures mean little), its database a
-//! fresh one on `DATABASE_URL` with fsync on, its model the scripted one in this process, which answers at once.
-//! `SELFSAME_BENCH_BACKEND` is `docker` (the default) or `process`.
+//! The server is the binary that `SELFSAME_BIN` names (an optimised build, or the figures mean little), its database
+//! a fresh one on `DATABASE_URL` with fsync on, its model the scripted one in this process, which answers at once.
+//! All times are taken here, by this process's monotonic clock: from the first byte sent to the read that brought
+//! the last one.
 
 #[path = "../src/client.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
@@ -14,226 +15,164 @@ mod stream;
 #[expect(dead_code, reason = "shared with the tests")]
 mod world;
 
-use std::{
-    process::Stdio,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+mod docker;
+mod figures;
+mod first;
+mod floor;
+mod load;
+mod report;
+mod tap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command, task::JoinSet, time::Instant};
 
 use client::Client;
+use docker::Docker;
+use report::{Report, Sample};
+use tap::Tap;
 use world::{Server, World};
 
-const BASH: &str = r#"[{"type": "agent_toolset_20260401"}]"#;
+/// What all figures share.
+struct Bench {
+    world: World,
+    report: Report,
+    docker: Option<Docker>,
+    /// Floor: one durable commit.
+    commit: Sample,
+}
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let mut table = Table::default();
+    let begin = std::time::Instant::now();
     let world = World::new().await?;
+    script(&world)?;
+    let docker = match world::variable("SELFSAME_BENCH_BACKEND").as_deref() {
+        Some("process") => None,
+        _ => Some(Docker::connect()?),
+    };
+    let commit = floor::commits(&world).await?;
+    let mut bench = Bench {
+        world,
+        report: Report::default(),
+        docker,
+        commit,
+    };
+    bench.conditions().await?;
+    let measured = bench.run().await;
+    // Whatever happened, no container stays.
+    if let Some(docker) = &bench.docker {
+        let deployment = floor::query(&bench.world, "SELECT id FROM deployment").await?;
+        if !deployment.is_empty() {
+            docker.remove_all(&deployment).await?;
+        }
+    }
+    measured?;
+    let took = begin.elapsed().as_secs();
+    bench.report.condition(format!("the run took {took} s"));
+    bench.report.print();
+    if let Some(path) = world::variable("SELFSAME_BENCH_JSON") {
+        let text = serde_json::to_string_pretty(&bench.report.json())?;
+        std::fs::write(&path, text + "\n").with_context(|| path.clone())?;
+        println!("\nas JSON: {path}");
+    }
+    let missed = bench.report.missed();
+    if missed > 0 {
+        println!("\n{missed} further from the target than twice");
+    }
+    Ok(())
+}
+
+/// What the model says. Rules go by the text, so that every figure has its own.
+fn script(world: &World) -> Result<()> {
+    let call = json!({"tool": {"name": "bash", "input": {"command": "true"}}});
     world.script(&json!([
-        {"name": "tools", "when": {"last_user_contains": "forty calls"}, "times": 40,
-         "answer": [{"tool": {"name": "bash", "input": {"command": "true"}}}]},
-        {"name": "one", "when": {"last_user_contains": "one call", "tool_results": 0},
-         "answer": [{"tool": {"name": "bash", "input": {"command": "true"}}}]},
+        {"name": "calls", "when": {"last_user_contains": "sixty calls", "turn": 0}, "answer": [call]},
+        {"name": "call", "when": {"last_user_contains": "one call", "tool_results": 0}, "answer": [call]},
+        {"name": "more", "when": {"last_user_contains": "sixty calls"}, "times": 59, "answer": [call]},
         {"answer": "ok"},
-    ]))?;
-    let backend = world::variable("SELFSAME_BENCH_BACKEND").unwrap_or_else(|| "docker".into());
-    let settings = [
-        ("SELFSAME__SANDBOX__BACKEND", backend.as_str()),
-        ("SELFSAME__LOG__LEVEL", "warn"),
-        ("SELFSAME__LEASE__TTL_SECONDS", "10"),
-    ];
-    let server = world.server_with(&settings).await?;
-    let commit = commits(&world).await?;
-    table.note(&format!(
-        "one durable commit: p50 {}, p99 {}",
-        ms(p50(&commit)),
-        ms(p99(&commit))
-    ));
-
-    creates(&server, &commit, &mut table).await?;
-    calls(&server, &commit, &backend, &mut table).await?;
-    turns(&server, &commit, &mut table).await?;
-    appends(&server, &mut table).await?;
-    first_requests(&world, &server, &mut table).await?;
-    many_at_once(&server, &backend, &mut table).await?;
-    drop(server);
-    first_results(&world, &backend, &settings, &mut table).await?;
-    table.print();
-    Ok(())
+    ]))
 }
 
-/// Figure 1.
-async fn creates(server: &Server, commit: &[Duration], table: &mut Table) -> Result<()> {
-    let client = server.client();
-    let environment = client
-        .post("/v1/environments", &json!({"name": "bench"}))
-        .await?["id"]
-        .clone();
-    let body = json!({"name": "bench", "model": "mock", "system": "You are a bench."});
-    let mut agent = Value::Null;
-    let mut agents = Vec::new();
-    for _ in 0..200 {
-        let start = Instant::now();
-        agent = client.post("/v1/agents", &body).await?["id"].clone();
-        agents.push(start.elapsed());
-    }
-    let body = json!({"agent": agent, "environment_id": environment});
-    let mut sessions = Vec::new();
-    for _ in 0..200 {
-        let start = Instant::now();
-        client.post("/v1/sessions", &body).await?;
-        sessions.push(start.elapsed());
-    }
-    for (name, times) in [
-        ("create an agent, p50", agents),
-        ("create a session, p50", sessions),
-    ] {
-        let ratio = p50(&times).as_secs_f64() / p50(commit).as_secs_f64();
-        table.row(
-            name,
-            p50(&times),
-            Duration::from_micros(1500),
-            &format!("{ratio:.1} commits (target 2)"),
-        );
-    }
-    Ok(())
-}
-
-/// Figure 2: from one event's time to the other's, both given by the database under the lock.
-async fn calls(
-    server: &Server,
-    commit: &[Duration],
-    backend: &str,
-    table: &mut Table,
-) -> Result<()> {
-    let client = server.client();
-    let session = client.session(serde_json::from_str(BASH)?).await?;
-    let stream = client.stream(&session).await?;
-    client.say(&session, "forty calls").await?;
-    stream.wait_idle("end_turn").await?;
-    let events = client.list(&session).await?;
-    let mut times = Vec::new();
-    for result in events
-        .iter()
-        .filter(|event| event["type"] == "agent.tool_result")
-    {
-        let call = events
-            .iter()
-            .find(|event| event["id"] == result["tool_use_id"])
-            .context("its call")?;
-        times.push(at(result)?.saturating_sub(at(call)?));
-    }
-    ensure!(times.len() >= 40, "only {} calls", times.len());
-    // The first one waited for the sandbox.
-    let times = &times[1..];
-    let mut floor = format!("commit {}", ms(p50(commit)));
-    if backend == "docker" {
-        floor.push_str(&format!(", docker exec true {}", docker_exec().await));
-    }
-    table.row(
-        "bash true, call to durable result, p50",
-        p50(times),
-        Duration::from_millis(5),
-        &floor,
-    );
-    Ok(())
-}
-
-/// Figure 3.
-async fn turns(server: &Server, commit: &[Duration], table: &mut Table) -> Result<()> {
-    let client = server.client();
-    let session = client.session(json!([])).await?;
-    let mut times = Vec::new();
-    for turn in 1..=100 {
-        let stream = client.stream(&session).await?;
-        let start = Instant::now();
-        let id = client.say(&session, &format!("turn {turn}")).await?;
-        let idle = stream.wait_idle("end_turn").await?;
-        times.push(start.elapsed());
-        ensure!(!id.is_empty() && idle.position.is_some());
-    }
-    let floor = format!("3 commits {}", ms(p50(commit) * 3));
-    table.row(
-        "a whole turn, send to idle at the client, p50",
-        p50(&times),
-        Duration::from_millis(8),
-        &floor,
-    );
-    Ok(())
-}
-
-/// Figure 4: the time given under the lock against the clock of this machine at the first byte.
-async fn appends(server: &Server, table: &mut Table) -> Result<()> {
-    const SUBSCRIBERS: usize = 1000;
-    let client = server.client();
-    let session = client.session(json!([])).await?;
-    let mut one = Vec::new();
-    {
-        let stream = client.stream(&session).await?;
-        for number in 0..100 {
-            let title = format!("one {number}");
-            update(&client, &session, &title).await?;
-            let seen = stream
-                .wait("the update", |event| event["title"] == title.as_str())
-                .await?;
-            one.push(seen.received.saturating_sub(at(&seen.event)?));
+impl Bench {
+    async fn run(&mut self) -> Result<()> {
+        let wanted = world::variable("SELFSAME_BENCH_ONLY");
+        let wants = |name: &str| wanted.as_deref().is_none_or(|only| only.contains(name));
+        if wants("start") {
+            load::start(self).await?;
         }
-    }
-    table.row(
-        "append to the first byte at a client, p50",
-        p50(&one),
-        Duration::from_millis(3),
-        "",
-    );
-    let mut opening = JoinSet::new();
-    for _ in 0..SUBSCRIBERS {
-        let (client, session) = (client.clone(), session.clone());
-        opening.spawn(async move { client.stream(&session).await });
-    }
-    let mut streams = Vec::new();
-    while let Some(stream) = opening.join_next().await {
-        streams.push(stream??);
-    }
-    let mut last = Vec::new();
-    for number in 0..50 {
-        let title = format!("many {number}");
-        update(&client, &session, &title).await?;
-        let mut latest = Duration::ZERO;
-        for stream in &streams {
-            let seen = stream
-                .wait("the update", |event| event["title"] == title.as_str())
-                .await?;
-            latest = latest.max(seen.received.saturating_sub(at(&seen.event)?));
+        let server = self.server(&[]).await?;
+        if wants("create") {
+            figures::creates(self, &server).await?;
         }
-        last.push(latest);
+        if wants("call") {
+            figures::calls(self, &server).await?;
+        }
+        if wants("turn") {
+            figures::turns(self, &server).await?;
+        }
+        if wants("append") {
+            figures::appends(self, &server).await?;
+        }
+        if wants("request") {
+            first::requests(self, &server).await?;
+        }
+        drop(server);
+        if wants("result") {
+            first::results(self).await?;
+        }
+        if wants("fifty") {
+            load::fifty(self).await?;
+        }
+        if wants("throughput") {
+            load::throughput(self).await?;
+        }
+        Ok(())
     }
-    table.row(
-        "append to the last of 1,000 clients, p99",
-        p99(&last),
-        Duration::from_millis(25),
-        "its clients share the cores",
-    );
-    Ok(())
-}
 
-async fn update(client: &Client, session: &str, title: &str) -> Result<()> {
-    client
-        .post(&format!("/v1/sessions/{session}"), &json!({"title": title}))
+    /// A server as the figures use it. Settings come last and win.
+    async fn server(&self, settings: &[(&str, &str)]) -> Result<Server> {
+        let backend = if self.docker.is_some() {
+            "docker"
+        } else {
+            "process"
+        };
+        let mut all = vec![
+            ("SELFSAME__SANDBOX__BACKEND", backend),
+            ("SELFSAME__LOG__LEVEL", "warn"),
+            ("SELFSAME__LEASE__TTL_SECONDS", "10"),
+        ];
+        all.extend(settings);
+        self.world.server_with(&all).await
+    }
+
+    async fn conditions(&mut self) -> Result<()> {
+        let report = &mut self.report;
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().unwrap_or("?").to_owned();
+        let cores = std::thread::available_parallelism()?;
+        let postgres = floor::query(&self.world, "SHOW server_version").await?;
+        let fsync = floor::query(
+            &self.world,
+            "SELECT 'fsync ' || current_setting('fsync') || ', synchronous_commit ' || \
+             current_setting('synchronous_commit')",
+        )
         .await?;
-    Ok(())
-}
-
-fn opening(agent: &Value, environment: &Value, text: &str) -> Value {
-    let message = json!({"type": "user.message", "content": [{"type": "text", "text": text}]});
-    json!({"agent": agent, "environment_id": environment, "initial_events": [message]})
+        report.condition(format!(
+            "{cores} cores, load {load} before the run; Postgres {postgres}, {fsync}; the server, Postgres, \
+             sandboxes, the scripted model and the clients share the cores"
+        ));
+        let commit = &self.commit;
+        report.condition(format!(
+            "floor, one durable commit: p50 {} ms, p99 {} ms",
+            report::millis(commit.p50()),
+            report::millis(commit.p99())
+        ));
+        Ok(())
+    }
 }
 
 /// An agent and an environment to make sessions of.
-async fn parts(client: &Client, tools: &str) -> Result<(Value, Value)> {
-    let tools: Value = serde_json::from_str(tools)?;
+async fn parts(client: &Client, tools: &Value) -> Result<(Value, Value)> {
     let name = uuid::Uuid::now_v7().to_string();
     let environment = client
         .post("/v1/environments", &json!({"name": name}))
@@ -247,253 +186,34 @@ async fn parts(client: &Client, tools: &str) -> Result<(Value, Value)> {
     Ok((agent["id"].clone(), environment["id"].clone()))
 }
 
-/// Figure 5.
-async fn first_requests(world: &World, server: &Server, table: &mut Table) -> Result<()> {
-    let client = server.client();
-    let (agent, environment) = parts(&client, "[]").await?;
-    let mut times = Vec::new();
-    for _ in 0..100 {
-        let asked = world.model.requests(None).len();
-        let start = Instant::now();
-        let (model, body) = (world.model.clone(), opening(&agent, &environment, "hi"));
-        let arrived = tokio::spawn(async move {
-            model.wait_requests(None, asked + 1, false).await;
-            Instant::now()
-        });
-        let session = client.post("/v1/sessions", &body).await?;
-        times.push(arrived.await? - start);
-        client
-            .wait_status(session["id"].as_str().context("id")?, "idle")
-            .await?;
-    }
-    table.row(
-        "create a session to its first model request, p50",
-        p50(&times),
-        Duration::from_millis(10),
-        "",
-    );
-    Ok(())
+fn bash() -> Value {
+    json!([{"type": "agent_toolset_20260401"}])
 }
 
-/// Figure 7.
-async fn many_at_once(server: &Server, backend: &str, table: &mut Table) -> Result<()> {
-    const SESSIONS: usize = 50;
-    let client = server.client();
-    let (agent, environment) = parts(&client, BASH).await?;
-    let start = Instant::now();
-    let mut running = JoinSet::new();
-    for _ in 0..SESSIONS {
-        let (client, body) = (client.clone(), opening(&agent, &environment, "hi"));
-        running.spawn(async move {
-            let session = client.post("/v1/sessions", &body).await?;
-            client
-                .wait_status(session["id"].as_str().context("id")?, "idle")
-                .await
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
-    table.row(
-        "50 sessions of one turn at once, all idle",
-        start.elapsed(),
-        Duration::from_millis(300),
-        backend,
-    );
-    Ok(())
+/// The body of a session that begins with a message.
+fn opening(agent: &Value, environment: &Value, text: &str) -> Value {
+    let message = json!({"type": "user.message", "content": [{"type": "text", "text": text}]});
+    json!({"agent": agent, "environment_id": environment, "initial_events": [message]})
 }
 
-/// Figure 6: with a warm pool, without, and after the sandbox was stopped for being idle.
-async fn first_results(
-    world: &World,
-    backend: &str,
-    settings: &[(&str, &str)],
-    table: &mut Table,
-) -> Result<()> {
-    for (name, extra, target) in [
-        (
-            "create a session to its first bash result, warm, p50",
-            ("SELFSAME__SANDBOX__WARM", "3"),
-            20,
-        ),
-        (
-            "create a session to its first bash result, cold, p50",
-            ("SELFSAME__SANDBOX__WARM", "0"),
-            300,
-        ),
-    ] {
-        let mut all = settings.to_vec();
-        all.push(extra);
-        let server = world.server_with(&all).await?;
-        let client = server.client();
-        let (agent, environment) = parts(&client, BASH).await?;
-        let mut times = Vec::new();
-        for _ in 0..8 {
-            // The pool is full again.
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let start = Instant::now();
-            let session = client
-                .post("/v1/sessions", &opening(&agent, &environment, "one call"))
-                .await?;
-            let session = session["id"].as_str().context("id")?;
-            let stream = client.stream(session).await?;
-            stream.wait_type("agent.tool_result").await?;
-            times.push(start.elapsed());
-            stream.wait_idle("end_turn").await?;
-        }
-        table.row(name, p50(&times), Duration::from_millis(target), backend);
-    }
-    let mut all = settings.to_vec();
-    all.push(("SELFSAME__SANDBOX__IDLE_STOP_SECONDS", "1"));
-    let server = world.server_with(&all).await?;
-    let client = server.client();
-    let session = client.session(serde_json::from_str(BASH)?).await?;
-    let mut times = Vec::new();
-    for round in 0..4 {
-        let stream = client.stream(&session).await?;
-        let start = Instant::now();
-        client.say(&session, &format!("one call {round}")).await?;
-        stream.wait_type("agent.tool_result").await?;
-        times.push(start.elapsed());
-        stream.wait_idle("end_turn").await?;
-        drop(stream);
-        // Longer than the idle time, the reconciler's own period included.
-        tokio::time::sleep(Duration::from_secs(15)).await;
-    }
-    table.row(
-        "first bash result after an idle stop, p50",
-        p50(&times[1..]),
-        Duration::from_millis(300),
-        backend,
+/// Listens to a session.
+async fn listen(client: &Client, session: &str) -> Result<Tap> {
+    let path = format!("/v1/sessions/{session}/events/stream");
+    let request = client.request(reqwest::Method::GET, &path).build()?;
+    let url = request.url();
+    let address = format!(
+        "{}:{}",
+        url.host_str().context("a host")?,
+        url.port().context("a port")?
     );
-    Ok(())
-}
-
-/// Single-row transactions over one connection of the same Postgres: what a durable step costs at least.
-async fn commits(world: &World) -> Result<Vec<Duration>> {
-    let mut script = String::from("CREATE TABLE floor (n bigint, body text);\n\\timing on\n");
-    for number in 0..300 {
-        script.push_str(&format!(
-            "INSERT INTO floor VALUES ({number}, repeat('x', 500));\n"
-        ));
-    }
-    let url = &world.database_settings()["SELFSAME__DATABASE__URL"];
-    let mut child = Command::new(world::psql_program())
-        .args(["-qX", "-d", url])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut input = child.stdin.take().context("stdin")?;
-    // Written beside the reading: the output of a long script does not fit into a pipe.
-    tokio::spawn(async move { input.write_all(script.as_bytes()).await });
-    let output = child.wait_with_output().await?;
-    let output = String::from_utf8_lossy(&output.stdout).into_owned();
-    let times: Vec<_> = output
-        .lines()
-        .filter_map(|line| {
-            line.strip_prefix("Time: ")?
-                .split_whitespace()
-                .next()?
-                .parse::<f64>()
-                .ok()
-        })
-        .map(|millis| Duration::from_secs_f64(millis / 1000.0))
+    let headers: Vec<_> = request
+        .headers()
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
         .collect();
-    ensure!(times.len() == 300, "psql timed {} statements", times.len());
-    Ok(times)
+    Tap::open(&address, &path, &headers).await
 }
 
-/// What a call would cost without hands: `docker exec true` in some running container of ours.
-async fn docker_exec() -> String {
-    let docker = async |arguments: &[&str]| Command::new("docker").args(arguments).output().await;
-    let Ok(listed) = docker(&["ps", "-q", "-n", "1"]).await else {
-        return "?".into();
-    };
-    let id = String::from_utf8_lossy(&listed.stdout).trim().to_owned();
-    let mut times = Vec::new();
-    for _ in 0..10 {
-        let start = Instant::now();
-        match docker(&["exec", &id, "true"]).await {
-            Ok(output) if output.status.success() => times.push(start.elapsed()),
-            _ => return "?".into(),
-        }
-    }
-    ms(p50(&times))
-}
-
-/// An event's `processed_at`, since the epoch.
-fn at(event: &Value) -> Result<Duration> {
-    let text = event["processed_at"].as_str().context("processed_at")?;
-    // 2026-11-20T10:00:00.123456Z of today: only the time of day is compared, and midnight is not benched.
-    let clock = text
-        .split('T')
-        .nth(1)
-        .and_then(|rest| rest.strip_suffix('Z'))
-        .context("a time")?;
-    let mut parts = clock.split(':').map(str::parse::<f64>);
-    let mut part = || parts.next().context("a part")?.context("a number");
-    let seconds = part()? * 3600.0 + part()? * 60.0 + part()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    Ok(Duration::from_secs(now - now % 86_400) + Duration::from_secs_f64(seconds))
-}
-
-fn percentile(times: &[Duration], share: f64) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index"
-    )]
-    let index = ((sorted.len() as f64 - 1.0) * share).round() as usize;
-    sorted[index]
-}
-
-fn p50(times: &[Duration]) -> Duration {
-    percentile(times, 0.5)
-}
-
-fn p99(times: &[Duration]) -> Duration {
-    percentile(times, 0.99)
-}
-
-fn ms(time: Duration) -> String {
-    format!("{:.2} ms", time.as_secs_f64() * 1000.0)
-}
-
-#[derive(Default)]
-struct Table {
-    notes: Vec<String>,
-    rows: Vec<[String; 5]>,
-}
-
-impl Table {
-    fn note(&mut self, text: &str) {
-        eprintln!("{text}");
-        self.notes.push(text.to_owned());
-    }
-
-    fn row(&mut self, name: &str, measured: Duration, target: Duration, floor: &str) {
-        let ratio = measured.as_secs_f64() / target.as_secs_f64();
-        let row = [
-            name.to_owned(),
-            ms(measured),
-            ms(target),
-            format!("{ratio:.2}"),
-            floor.to_owned(),
-        ];
-        eprintln!("{}", row.join("  "));
-        self.rows.push(row);
-    }
-
-    fn print(&self) {
-        println!("{}\n", self.notes.join("\n"));
-        println!(
-            "| figure | measured | target | measured / target | floor |\n| --- | ---: | ---: | ---: | --- |"
-        );
-        for row in &self.rows {
-            println!("| {} |", row.join(" | "));
-        }
-    }
+fn id(object: &Value) -> Result<&str> {
+    object["id"].as_str().context("an id")
 }

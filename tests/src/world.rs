@@ -204,6 +204,10 @@ impl Server {
         Client::new(&self.url, KEY)
     }
 
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("the server has ended")
+    }
+
     pub fn log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -225,7 +229,7 @@ impl Server {
     }
 
     pub async fn signal(&self, name: &str) -> Result<()> {
-        let id = self.child.id().context("the server has ended")?.to_string();
+        let id = self.pid()?.to_string();
         let status = Command::new("kill")
             .args(["-s", name, &id])
             .status()

@@ -13,7 +13,7 @@
 //! Bodies are shared by all subscribers. A session nobody watches has no topic.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -117,8 +117,15 @@ struct Ring {
     /// The highest position anyone has told of.
     known: i64,
     deleted: bool,
-    /// Subscribers that want previews.
+    subscribers: usize,
+    /// Those that want previews.
     previewers: usize,
+    /// Something came in since the last trim.
+    fresh: bool,
+    /// The newest span that had previews ..
+    previewed: i64,
+    /// .. and the newest whose previews have a hole.
+    cut: i64,
 }
 
 impl Ring {
@@ -134,6 +141,16 @@ impl Ring {
                 self.bytes -= old.bytes();
                 self.base += 1;
             }
+        }
+        self.fresh = true;
+    }
+
+    /// Lets go of what has been here since the last time.
+    fn trim(&mut self) {
+        if !std::mem::take(&mut self.fresh) && !self.entries.is_empty() {
+            self.base = self.end();
+            self.entries = VecDeque::new();
+            self.bytes = 0;
         }
     }
 }
@@ -159,6 +176,12 @@ pub struct Hub {
 }
 
 impl Hub {
+    /// Every topic, without holding on to the table.
+    fn topics(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        topics.values().cloned().collect()
+    }
+
     fn topic(&self, session: SessionId) -> Option<Arc<Topic>> {
         self.topics
             .lock()
@@ -187,7 +210,33 @@ impl Hub {
 
     pub fn preview(&self, session: SessionId, preview: Preview) {
         if let Some(topic) = self.topic(session) {
-            topic.change(|ring| ring.push(Entry::Preview(preview)));
+            topic.change(|ring| {
+                ring.previewed = ring.previewed.max(preview.span_seq);
+                if preview.span_seq > ring.cut {
+                    ring.push(Entry::Preview(preview));
+                }
+            });
+        }
+    }
+
+    /// Previews may have been lost on their way: what they belong to has no further ones, because none
+    /// may be missing in the middle.
+    pub fn cut_previews(&self) {
+        for topic in self.topics() {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.cut = ring.previewed;
+        }
+    }
+
+    /// Empties rings at rest, so that an idle session that is watched costs little. Who was slower
+    /// than that reads the table.
+    pub fn trim(&self) {
+        for topic in self.topics() {
+            topic
+                .ring
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trim();
         }
     }
 
@@ -261,11 +310,12 @@ impl Hub {
             })
         });
         let wake = topic.wake.subscribe();
-        let cursor = topic
-            .ring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .end();
+        let cursor = {
+            let mut ring = topic.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            ring.subscribers += 1;
+            ring.previewers += usize::from(previews);
+            ring.end()
+        };
         Subscription {
             hub: self.clone(),
             session,
@@ -276,6 +326,7 @@ impl Hub {
             seq: 0,
             start_seq: 0,
             closed_span: 0,
+            started: HashSet::new(),
             read: VecDeque::new(),
         }
     }
@@ -297,6 +348,8 @@ pub struct Subscription {
     start_seq: i64,
     /// Previews of spans up to here are over, or have lost their beginning.
     closed_span: i64,
+    /// Messages whose previews began here and whose request is still open.
+    started: HashSet<EventId>,
     /// Rows read from the table and not yet delivered.
     read: VecDeque<Row>,
 }
@@ -341,9 +394,10 @@ impl Subscription {
                 Look::Read => {
                     let rows = store.event_tail(self.session, self.seq, READ).await?;
                     if rows.is_empty() {
-                        // Told of a position that is not there: a session that is being deleted.
-                        self.topic
-                            .change(|ring| ring.known = ring.known.min(self.seq));
+                        // Told of a position that is not there: a session that is being purged.
+                        let seq = self.seq;
+                        self.topic.change(|ring| ring.known = ring.known.min(seq));
+                        self.cursor = self.end();
                     }
                     self.read.extend(rows);
                 }
@@ -355,10 +409,31 @@ impl Subscription {
         }
     }
 
+    fn end(&self) -> u64 {
+        self.topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end()
+    }
+
     fn delivered(&mut self, row: &Row) {
         self.seq = row.seq;
         if row.event_type == EventType::SpanModelRequestEnd {
             self.closed_span = self.closed_span.max(row.seq);
+            self.started.clear();
+        }
+    }
+
+    /// Whether a preview still means something here. A piece of a message whose beginning was not
+    /// shown does not.
+    fn is_stale(&self, preview: &Preview) -> bool {
+        if preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span {
+            return true;
+        }
+        match preview.kind {
+            PreviewKind::StartMessage | PreviewKind::StartThinking => false,
+            PreviewKind::Delta => !self.started.contains(&preview.event),
         }
     }
 
@@ -396,14 +471,16 @@ impl Subscription {
                 }
                 Entry::Row(_) => return Look::Read,
                 Entry::Preview(preview) => {
-                    let stale =
-                        preview.span_seq <= self.start_seq || preview.span_seq <= self.closed_span;
+                    let stale = self.is_stale(&preview);
                     if !stale && preview.span_seq > self.seq {
                         // Its beginning is committed, but not delivered here yet.
                         return Look::Read;
                     }
                     self.cursor += 1;
                     if !stale {
+                        if preview.kind == PreviewKind::StartMessage {
+                            self.started.insert(preview.event);
+                        }
                         return Look::Item(Item::Preview(preview));
                     }
                 }
@@ -419,16 +496,14 @@ impl Drop for Subscription {
             .topics
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.previews {
-            let mut ring = self
-                .topic
-                .ring
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            ring.previewers -= 1;
-        }
-        // Ours and the map's: nobody else watches.
-        if Arc::strong_count(&self.topic) <= 2 {
+        let mut ring = self
+            .topic
+            .ring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ring.previewers -= usize::from(self.previews);
+        ring.subscribers -= 1;
+        if ring.subscribers == 0 {
             topics.remove(&self.session);
         }
     }

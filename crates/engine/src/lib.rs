@@ -20,15 +20,12 @@ pub mod machine;
 mod notifier;
 mod prompt;
 mod runner;
+mod runners;
 mod sandboxes;
 mod sessions;
 mod transcript;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use selfsame_model::{Models, Provider, retry::Backoff};
 use selfsame_sandbox::Backend;
@@ -42,12 +39,7 @@ pub use machine::Status;
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
-use crate::{
-    hub::Hub,
-    notifier::Notifier,
-    runner::{Runner, Start, Stopped},
-    sandboxes::Sandboxes,
-};
+use crate::{hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes};
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -61,8 +53,6 @@ pub struct EngineConfig {
     pub backoff: Backoff,
     /// Name of the model route, for the ledger.
     pub route: String,
-    /// Where other servers reach this one's internal endpoints.
-    pub internal_url: String,
     /// How long a connected sandbox is kept after its session has gone idle.
     pub keep_connected: Duration,
     pub sandbox: SandboxConfig,
@@ -84,8 +74,7 @@ pub(crate) struct Inner {
     pub hub: Hub,
     pub notifier: Notifier,
     pub sandboxes: Sandboxes,
-    /// Runners by session: whom to poke.
-    runners: Mutex<HashMap<SessionId, Arc<Notify>>>,
+    runners: Runners,
     /// Wakes the claim loop.
     pub claims: Notify,
     pub tasks: TaskTracker,
@@ -109,7 +98,7 @@ impl Engine {
                 hub: Hub::default(),
                 notifier: Notifier::new(store.clone(), server),
                 sandboxes: Sandboxes::new(backend, store.clone(), server, config.sandbox.clone()),
-                runners: Mutex::default(),
+                runners: Runners::default(),
                 claims: Notify::new(),
                 tasks: TaskTracker::new(),
                 shutdown: CancellationToken::new(),
@@ -166,104 +155,5 @@ impl Inner {
         if let Some(last) = rows.last() {
             self.notifier.appended(session, last.seq);
         }
-    }
-
-    /// Whether another session may be driven here.
-    pub(crate) fn has_room(&self) -> bool {
-        !self.shutdown.is_cancelled()
-            && self
-                .runners
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .len()
-                < self.config.max_runners
-    }
-
-    /// Something was appended to a session: its runner looks again, if it is here.
-    pub(crate) fn poke(&self, session: SessionId) -> bool {
-        let runners = self.runners.lock().unwrap_or_else(PoisonError::into_inner);
-        match runners.get(&session) {
-            Some(poke) => {
-                poke.notify_one();
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Drives a session whose lease this server has just taken.
-    pub(crate) fn drive(self: &Arc<Self>, start: Start) {
-        let session = start.session;
-        let epoch = start.epoch;
-        let poke = Arc::new(Notify::new());
-        self.runners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(session, Arc::clone(&poke));
-        metrics::gauge!("selfsame_running_sessions").increment(1.0);
-        let inner = Arc::clone(self);
-        let runner = Runner::new(Arc::clone(self), start, Arc::clone(&poke));
-        self.tasks.spawn(async move {
-            let ended = runner.run().await;
-            {
-                let mut runners = inner.runners.lock().unwrap_or_else(PoisonError::into_inner);
-                // A later turn's runner may stand there already.
-                if runners
-                    .get(&session)
-                    .is_some_and(|other| Arc::ptr_eq(other, &poke))
-                {
-                    runners.remove(&session);
-                }
-            }
-            metrics::gauge!("selfsame_running_sessions").decrement(1.0);
-            match ended {
-                Ok(()) => inner.idle(session),
-                Err(Stopped::LeaseLost | Stopped::Gone) => {
-                    tracing::info!(%session, "let go of a session that is another's now");
-                    inner.sandboxes.disconnect(session);
-                }
-                Err(error) => {
-                    tracing::error!(%session, error = &error as &dyn std::error::Error,
-                        "a session's runner failed");
-                    inner.give_up(session, epoch).await;
-                }
-            }
-        });
-    }
-
-    /// Keeps the sandbox connected for a while: the next turn is likely soon.
-    fn idle(self: &Arc<Self>, session: SessionId) {
-        let inner = Arc::clone(self);
-        let keep = self.config.keep_connected;
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = tokio::time::sleep(keep) => {}
-                () = inner.shutdown.cancelled() => {}
-            }
-            let driven = inner
-                .runners
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains_key(&session);
-            if !driven {
-                inner.sandboxes.disconnect(session);
-            }
-        });
-    }
-
-    /// Releases a lease that this server holds and cannot use, however long the database is away.
-    async fn give_up(&self, session: SessionId, epoch: i64) {
-        while let Err(error) = self
-            .store
-            .session_release(session, self.server, epoch, true)
-            .await
-        {
-            tracing::warn!(%session, %error, "cannot release a lease yet");
-            tokio::select! {
-                () = tokio::time::sleep(self.config.lease_ttl) => {}
-                () = self.shutdown.cancelled() => return,
-            }
-        }
-        self.claims.notify_one();
     }
 }

@@ -3,7 +3,7 @@
 //! Each takes no input, wakes by a hint and by a timer, and has one code path for start, steady state
 //! and recovery.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use selfsame_store::Claimed;
 use selfsame_types::agent::AgentSnapshot;
@@ -14,6 +14,7 @@ use crate::{
     notifier::{Hint, INTEREST, Line, RemotePreview},
     prompt::Spec,
     runner::Start,
+    sessions::UNREADABLE_PAUSE,
 };
 
 /// Claims at once: after a start there may be thousands of sessions, and other servers too.
@@ -70,11 +71,7 @@ fn jittered(period: Duration) -> Duration {
 async fn heartbeat_once(inner: &Inner) -> Result<(), selfsame_store::StoreError> {
     inner
         .store
-        .server_heartbeat(
-            inner.server,
-            &inner.config.internal_url,
-            inner.sandboxes.backend_name(),
-        )
+        .server_heartbeat(inner.server, inner.sandboxes.backend_name())
         .await
 }
 
@@ -91,7 +88,9 @@ async fn claims(inner: &Arc<Inner>) {
     let period = (inner.config.lease_ttl / 4).min(Duration::from_secs(1));
     loop {
         let hint = inner.claims.notified();
-        let claimed = if inner.has_room() {
+        let room = i64::try_from(inner.room()).unwrap_or(i64::MAX);
+        let limit = CLAIM_BATCH.min(room);
+        let claimed = if limit > 0 {
             inner
                 .store
                 .session_claim(
@@ -99,7 +98,7 @@ async fn claims(inner: &Arc<Inner>) {
                     inner.sandboxes.backend_name(),
                     inner.config.lease_ttl,
                     ORPHAN_AFTER,
-                    CLAIM_BATCH,
+                    limit,
                 )
                 .await
                 .unwrap_or_else(|error| {
@@ -123,37 +122,42 @@ async fn claims(inner: &Arc<Inner>) {
 
 /// Starts to drive a session that was claimed.
 async fn take(inner: &Arc<Inner>, claim: Claimed) {
-    let start = match inner.store.session_load(claim.session).await {
-        Ok(Some(record)) => {
-            let agent: Result<AgentSnapshot, _> = serde_json::from_str(&record.agent);
-            let machine = serde_json::from_str(&record.machine);
-            match (agent, machine) {
-                (Ok(agent), Ok(machine)) => Some(Start {
-                    session: claim.session,
-                    epoch: claim.epoch,
-                    machine,
-                    last_seq: record.last_seq,
-                    spec: Arc::new(Spec::new(agent, &inner.models)),
-                    unclean: claim.unclean,
-                }),
-                (agent, machine) => {
-                    tracing::error!(session = %claim.session, agent = ?agent.err(),
-                        machine = ?machine.err(), "a stored session cannot be read");
-                    None
-                }
-            }
-        }
-        Ok(None) => None,
+    let Claimed { session, epoch, .. } = claim;
+    let record = match inner.store.session_load(session).await {
+        Ok(record) => record,
         Err(error) => {
-            tracing::warn!(session = %claim.session, %error, "cannot load a claimed session");
-            inner.give_up(claim.session, claim.epoch).await;
+            tracing::warn!(%session, %error, "cannot load a claimed session");
+            inner.give_up(session, epoch, Duration::ZERO).await;
             return;
         }
     };
-    if let Some(start) = start {
-        tracing::info!(session = %claim.session, epoch = claim.epoch, unclean = claim.unclean,
-            "driving a session");
-        inner.drive(start);
+    let Some(record) = record else {
+        tracing::error!(%session, "claimed a session that is deleted");
+        inner.give_up(session, epoch, UNREADABLE_PAUSE).await;
+        return;
+    };
+    let agent: Result<AgentSnapshot, _> = serde_json::from_str(&record.agent);
+    let machine = serde_json::from_str(&record.machine);
+    match (agent, machine) {
+        (Ok(agent), Ok(machine)) => {
+            tracing::info!(%session, epoch, unclean = claim.unclean, "driving a session");
+            let start = Start {
+                session,
+                epoch,
+                machine,
+                last_seq: record.last_seq,
+                spec: Arc::new(Spec::new(agent, &inner.models)),
+                unclean: claim.unclean,
+                begun: Vec::new(),
+                rows: Vec::new(),
+            };
+            inner.drive(start, None);
+        }
+        (agent, machine) => {
+            tracing::error!(%session, agent = ?agent.err(), machine = ?machine.err(),
+                "a stored session cannot be read");
+            inner.give_up(session, epoch, UNREADABLE_PAUSE).await;
+        }
     }
 }
 
@@ -162,8 +166,10 @@ async fn listen(inner: &Arc<Inner>) {
     loop {
         match inner.store.listen().await {
             Ok(mut listener) => {
-                // Whatever was said while nobody listened.
+                // Whatever was said while nobody listened. Previews that were lost leave a hole.
+                inner.hub.cut_previews();
                 sweep_once(inner).await;
+
                 inner.claims.notify_one();
                 loop {
                     match listener.next().await {
@@ -224,7 +230,7 @@ fn heard(inner: &Inner, hint: Hint) {
     }
     if hint.seq > 0 {
         inner.hub.hint(hint.session, hint.seq);
-        inner.poke(hint.session);
+        inner.runners.poke(hint.session);
     }
     if hint.deleted {
         inner.hub.deleted(hint.session);
@@ -235,22 +241,38 @@ fn heard(inner: &Inner, hint: Hint) {
 }
 
 async fn sweep(inner: &Inner) {
+    let mut unused = HashMap::new();
     loop {
         tokio::time::sleep(jittered(SWEEP)).await;
         sweep_once(inner).await;
+        inner.hub.trim();
+        if let Err(error) = inner.release_unused(&mut unused).await {
+            tracing::warn!(%error, "cannot look for unused leases");
+        }
     }
 }
 
-/// One query for everything that is watched here.
+/// One query for everything that is watched or driven here.
 async fn sweep_once(inner: &Inner) {
-    let watched = inner.hub.watched();
-    if watched.is_empty() {
+    let mut known: HashMap<_, _> = inner.hub.watched().into_iter().collect();
+    for (session, seq) in inner.runners.seen() {
+        known
+            .entry(session)
+            .and_modify(|least| *least = seq.min(*least))
+            .or_insert(seq);
+    }
+    if known.is_empty() {
         return;
     }
-    match inner.store.event_sweep(&watched).await {
+    let known: Vec<_> = known.into_iter().collect();
+    match inner.store.event_sweep(&known).await {
         Ok(moved) => {
-            for (session, seq) in moved {
-                inner.hub.hint(session, seq);
+            for moved in moved {
+                inner.hub.hint(moved.session, moved.seq);
+                if moved.deleted {
+                    inner.hub.deleted(moved.session);
+                }
+                inner.runners.poke(moved.session);
             }
         }
         Err(error) => tracing::warn!(%error, "cannot sweep"),

@@ -11,41 +11,41 @@
 //! The runner has no truth of its own. Whatever it believes is compared with the log under the
 //! session's lock, and when the lease is gone every append is refused and it stops.
 
+mod append;
+mod execute;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use selfsame_model::retry::Backoff;
-use selfsame_sandbox::{Call, Content, SandboxError};
-use selfsame_store::{
-    Actor, AppendError, Appended, Change, Guard, Head, LeaseChange, ModelRequest, StoreError,
-};
+use selfsame_sandbox::Call;
+use selfsame_store::{AppendError, ModelRequest, Row, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, Timestamp};
-use serde_json::value::to_raw_value;
-use tokio::{
-    sync::Notify,
-    task::{AbortHandle, JoinSet},
-};
-
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use crate::{
     Inner,
     ask::{self, Answer, Previews},
-    change::{change, works},
+    change::works,
     fail,
     machine::{CallResult, Failure, Machine, Next, Status, Step},
     prompt::SharedSpec,
-    sandboxes::{AcquireError, shell_of},
+    runners::Link,
+    sandboxes::shell_of,
     transcript::Transcript,
 };
+use execute::{execute, failure};
 
-/// Longest sleep for what should be over at once; a safety net, not a schedule.
+/// Between two attempts while the database is away ..
 const STORE_RETRY: Duration = Duration::from_millis(250);
-/// Attempts to give a call a sandbox before it gets an error result.
-const SANDBOX_ATTEMPTS: u32 = 3;
+/// .. of which there are this many before the session is left to whoever claims it next.
+const STORE_RETRIES: u32 = 20;
+/// A cancelled call has two seconds to end, and its sandbox this long to say so.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a runner stopped before its session was idle.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,17 @@ pub(crate) enum Stopped {
     Unreadable(#[from] crate::transcript::Unreadable),
     #[error("the saved state cannot be read back")]
     State(#[from] serde_json::Error),
+    #[error("state and log contradict each other: {0}")]
+    Contradiction(&'static str),
+    #[error("a job of the session panicked")]
+    Panicked,
+}
+
+impl Stopped {
+    /// The same work may succeed a moment later.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
 }
 
 impl From<AppendError> for Stopped {
@@ -88,6 +99,10 @@ enum Done {
         call: EventId,
         result: CallResult,
     },
+    /// A cancelled call whose sandbox does not answer.
+    Overdue {
+        call: EventId,
+    },
     Waited,
 }
 
@@ -101,6 +116,30 @@ pub(crate) struct Start {
     pub spec: SharedSpec,
     /// Somebody else drove it before and let go in the middle.
     pub unclean: bool,
+    /// Requests that the append which took the lease has opened; they are to be sent now.
+    pub begun: Vec<Begun>,
+    /// What that append wrote. When it is the whole log, nothing has to be read.
+    pub rows: Vec<Row>,
+}
+
+/// A request that is in the log and not sent yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Begun {
+    pub thread: ThreadId,
+    pub span: EventId,
+}
+
+/// Opens the requests that are due, so that a turn's first commit is also its first request's.
+pub(crate) fn begin(step: &mut Step<'_>) -> Vec<Begun> {
+    let mut begun = Vec::new();
+    for next in step.machine.next() {
+        let Next::Ask { thread } = next else { continue };
+        let span = EventId::new();
+        if step.start_request(thread, span) {
+            begun.push(Begun { thread, span });
+        }
+    }
+    begun
 }
 
 pub(crate) struct Runner {
@@ -113,19 +152,22 @@ pub(crate) struct Runner {
     transcripts: HashMap<ThreadId, Transcript>,
     jobs: JoinSet<Done>,
     asking: HashMap<EventId, AbortHandle>,
-    calling: HashSet<EventId>,
+    calling: HashMap<EventId, AbortHandle>,
     cancelled: HashSet<EventId>,
     waiting: Option<(Timestamp, AbortHandle)>,
     /// Results of calls that an interrupt cut off, until the interrupt is carried out.
     stopped: HashMap<ThreadId, Vec<(EventId, CallResult)>>,
-    /// Calls that a server before us may have sent.
+    /// Calls that a server before us may have sent ..
     in_doubt: HashSet<EventId>,
     unclean: bool,
-    poke: Arc<Notify>,
+    /// .. to this life of the hands.
+    life_before: Option<Uuid>,
+    link: Arc<Link>,
+    begun: Vec<(Begun, i64, Timestamp)>,
 }
 
 impl Runner {
-    pub(crate) fn new(inner: Arc<Inner>, start: Start, poke: Arc<Notify>) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, start: Start, link: Arc<Link>) -> Self {
         let in_doubt = if start.unclean {
             start
                 .machine
@@ -136,6 +178,14 @@ impl Runner {
         } else {
             HashSet::new()
         };
+        let begun = start
+            .begun
+            .iter()
+            .filter_map(|begun| {
+                let row = start.rows.iter().find(|row| row.id == begun.span)?;
+                Some((*begun, row.seq, row.processed_at?))
+            })
+            .collect();
         Self {
             inner,
             session: start.session,
@@ -143,35 +193,38 @@ impl Runner {
             machine: start.machine,
             last_seq: start.last_seq,
             spec: start.spec,
-            transcripts: HashMap::new(),
+            transcripts: transcripts(&start.rows),
+            begun,
             jobs: JoinSet::new(),
             asking: HashMap::new(),
-            calling: HashSet::new(),
+            calling: HashMap::new(),
             cancelled: HashSet::new(),
             waiting: None,
             stopped: HashMap::new(),
             in_doubt,
             unclean: start.unclean,
-            poke,
+            life_before: None,
+            link,
         }
     }
 
     /// Runs until the session idles or this server must let go.
     pub(crate) async fn run(mut self) -> Result<(), Stopped> {
+        for (begun, seq, at) in std::mem::take(&mut self.begun) {
+            self.send(begun.thread, begun.span, seq, at).await?;
+        }
         self.recover().await?;
+        let shutdown = self.inner.shutdown.clone();
         loop {
-            // What starting appends may open up more: an interrupt carried out lets queued messages in.
-            loop {
-                let seq = self.last_seq;
-                self.start_work().await?;
-                if self.last_seq == seq {
-                    break;
-                }
-            }
             if !works(&self.machine) {
                 return Ok(());
             }
-            let shutdown = self.inner.shutdown.clone();
+            let seen = self.last_seq;
+            self.start_work().await?;
+            if self.last_seq != seen {
+                // What was appended may ask for more, and nobody would wake us for it.
+                continue;
+            }
             tokio::select! {
                 biased;
                 done = self.jobs.join_next(), if !self.jobs.is_empty() => {
@@ -181,12 +234,12 @@ impl Runner {
                         Some(Err(error)) if error.is_cancelled() => {}
                         Some(Err(error)) => {
                             tracing::error!(session = %self.session, %error, "a job panicked");
-                            return Err(Stopped::LeaseLost);
+                            return Err(Stopped::Panicked);
                         }
                         None => {}
                     }
                 }
-                () = self.poke.notified() => self.refresh().await?,
+                () = self.link.poked() => self.refresh().await?,
                 () = shutdown.cancelled() => return self.hand_over().await,
             }
         }
@@ -195,16 +248,42 @@ impl Runner {
     /// Closes what a server before us left open.
     async fn recover(&mut self) -> Result<(), Stopped> {
         let unclean = self.unclean;
+        if !self.in_doubt.is_empty() {
+            // Read before we connect ourselves, which may begin another life.
+            let sandbox = retry(|| self.inner.store.sandbox_of(self.session)).await?;
+            self.life_before = sandbox.and_then(|sandbox| sandbox.boot_id);
+        }
         let open: Vec<_> = self
             .machine
             .threads
             .iter()
-            .filter(|t| t.request.is_some() || (unclean && t.status == Status::Running))
+            .filter(|t| {
+                let lost = t
+                    .request
+                    .is_some_and(|span| !self.asking.contains_key(&span));
+                lost || (unclean && t.status == Status::Running)
+            })
             .map(|t| t.id)
             .collect();
         for thread in open {
-            self.append(None, |step| step.recover(thread)).await?;
+            self.resume(thread).await?;
         }
+        Ok(())
+    }
+
+    /// Whoever worked on a thread is gone. Nobody will hear the answer of its open request: that counts
+    /// as failed.
+    async fn resume(&mut self, thread: ThreadId) -> Result<(), Stopped> {
+        let backoff = self.inner.config.backoff.clone();
+        let random: f64 = rand::random();
+        self.append_at(None, |step, now| {
+            let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
+            let wait = backoff.wait(failed, None, random);
+            // The first time it is a server's end and not the request's fault.
+            let wait = wait.map(|wait| if failed == 1 { Duration::ZERO } else { wait });
+            step.recover(thread, wait.map(|wait| now.after(wait)));
+        })
+        .await?;
         Ok(())
     }
 
@@ -240,6 +319,7 @@ impl Runner {
         if record.last_seq > self.last_seq {
             self.machine = serde_json::from_str(&record.machine)?;
             self.last_seq = record.last_seq;
+            self.link.seen(self.last_seq);
         }
         Ok(())
     }
@@ -251,8 +331,7 @@ impl Runner {
                 Next::Ask { thread } => self.ask(thread).await?,
                 Next::Await { thread, request } => {
                     if !self.asking.contains_key(&request) {
-                        // Its answer was lost with a failed append: the request counts as failed.
-                        self.append(None, |step| step.recover(thread)).await?;
+                        self.resume(thread).await?;
                     }
                 }
                 Next::Call { thread, call } => self.call(thread, call).await?,
@@ -356,7 +435,7 @@ impl Runner {
 
     /// Executes a call, unless it is being executed.
     async fn call(&mut self, thread: ThreadId, id: EventId) -> Result<(), Stopped> {
-        if self.calling.contains(&id) {
+        if self.calling.contains_key(&id) {
             return Ok(());
         }
         self.load(thread).await?;
@@ -367,30 +446,40 @@ impl Runner {
             .cloned()
         else {
             // The state knows a call that the log does not: only a fault of ours can do that.
-            tracing::error!(session = %self.session, call = %id, "a pending call is not in the log");
-            return Err(Stopped::Gone);
+            return Err(Stopped::Contradiction("a pending call is not in the log"));
         };
-        let call = Call {
-            id: id.0,
-            shell: shell_of(thread),
-            tool: info.name,
-            input: serde_json::from_str(info.input.get())?,
-            spill_name: id.to_string(),
-        };
-        self.calling.insert(id);
         let inner = Arc::clone(&self.inner);
-        let (session, epoch, in_doubt) = (self.session, self.epoch, self.in_doubt.contains(&id));
-        self.jobs.spawn(async move {
-            let span = tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
-            let result = execute(&inner, session, epoch, &call, in_doubt)
-                .instrument(span)
-                .await;
+        let (session, epoch) = (self.session, self.epoch);
+        let sent = self.life_before.filter(|_| self.in_doubt.contains(&id));
+        let handle = self.jobs.spawn(async move {
+            // JSON that the model may write and that no program can hold: numbers beyond every
+            // float, hundreds of nested brackets.
+            let result = match serde_json::from_str(info.input.get()) {
+                Ok(input) => {
+                    let call = Call {
+                        id: id.0,
+                        shell: shell_of(thread),
+                        tool: info.name,
+                        input,
+                        spill_name: id.to_string(),
+                    };
+                    let span =
+                        tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
+                    execute(&inner, session, epoch, &call, sent)
+                        .instrument(span)
+                        .await
+                }
+                Err(error) => failure(&format!(
+                    "The input of this call cannot be read, so it was not run: {error}"
+                )),
+            };
             Done::Called {
                 thread,
                 call: id,
                 result,
             }
         });
+        self.calling.insert(id, handle);
         Ok(())
     }
 
@@ -407,38 +496,56 @@ impl Runner {
         {
             handle.abort();
         }
-        let running: Vec<_> = state
-            .calls
-            .iter()
-            .map(|c| c.id)
-            .filter(|id| self.calling.contains(id))
-            .collect();
-        for id in &running {
-            if self.cancelled.insert(*id) {
-                let inner = Arc::clone(&self.inner);
-                let (session, epoch, call) = (self.session, self.epoch, id.0);
-                self.inner.tasks.spawn(async move {
-                    if let Ok(acquired) = inner.sandboxes.acquire(session, epoch).await
-                        && let Err(error) = acquired.sandbox.cancel(call).await
-                    {
-                        tracing::debug!(%session, %error, "cannot cancel a call");
-                    }
+        let calls: Vec<_> = state.calls.iter().map(|c| c.id).collect();
+        let (running, others): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .partition(|id| self.calling.contains_key(id));
+        for call in &running {
+            if self.cancelled.insert(*call) {
+                self.cancel(*call);
+                let call = *call;
+                self.jobs.spawn(async move {
+                    tokio::time::sleep(CANCEL_PATIENCE).await;
+                    Done::Overdue { call }
                 });
             }
         }
         if running.is_empty() {
+            for call in others {
+                // A server before us may have started it.
+                if self.in_doubt.remove(&call) && self.life_before.is_some() {
+                    self.cancel(call);
+                }
+            }
             let results = self.stopped.remove(&thread).unwrap_or_default();
             fail::point("before_idle_commit");
-            self.append(None, |step| step.interrupt(thread, results))
+            self.append(None, |step| step.interrupt(thread, results.clone()))
                 .await?;
+            for (call, _) in results {
+                self.acknowledge(call);
+            }
         }
         Ok(())
+    }
+
+    fn cancel(&self, call: EventId) {
+        let inner = Arc::clone(&self.inner);
+        let (session, epoch) = (self.session, self.epoch);
+        self.inner.tasks.spawn(async move {
+            let cancelled = match inner.sandboxes.acquire(session, epoch).await {
+                Ok(sandbox) => sandbox.cancel(call.0).await.map_err(Into::into),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = cancelled {
+                tracing::warn!(%session, %error, "cannot cancel a call");
+            }
+        });
     }
 
     async fn finish(&mut self, done: Done) -> Result<(), Stopped> {
         match done {
             Done::Waited => {
-                if let Some((_, _)) = self.waiting.take() {
+                if self.waiting.take().is_some() && !self.inner.shutdown.is_cancelled() {
                     let due: Vec<_> = self
                         .machine
                         .threads
@@ -463,18 +570,23 @@ impl Runner {
                 }
                 self.answered(thread, span, started_at, answer).await
             }
+            Done::Overdue { call } => {
+                if let Some(handle) = self.calling.remove(&call) {
+                    tracing::warn!(session = %self.session, %call, "a cancelled call does not end");
+                    handle.abort();
+                }
+                Ok(())
+            }
             Done::Called {
                 thread,
                 call,
                 result,
             } => {
-                self.calling.remove(&call);
+                if self.calling.remove(&call).is_none() {
+                    return Ok(());
+                }
                 self.in_doubt.remove(&call);
-                let interrupted = self
-                    .machine
-                    .thread(thread)
-                    .is_some_and(super::machine::Thread::is_interrupted);
-                if interrupted || self.cancelled.remove(&call) {
+                if self.cancelled.remove(&call) {
                     self.stopped.entry(thread).or_default().push((call, result));
                     return Ok(());
                 }
@@ -498,10 +610,12 @@ impl Runner {
         result: CallResult,
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
+        // A drain leaves the next request to the next server.
+        let go_on = !self.inner.shutdown.is_cancelled();
         let appended = self
             .append(None, |step| {
-                step.finish_call(thread, call, result);
-                if step.machine.next().contains(&Next::Ask { thread }) {
+                step.finish_call(thread, call, result.clone());
+                if go_on && step.machine.next().contains(&Next::Ask { thread }) {
                     step.start_request(thread, span);
                 }
             })
@@ -514,14 +628,12 @@ impl Runner {
 
     /// The result is durable: the hands may forget it.
     fn acknowledge(&self, call: EventId) {
-        let inner = Arc::clone(&self.inner);
-        let (session, epoch) = (self.session, self.epoch);
-        self.inner.tasks.spawn(async move {
-            if let Ok(acquired) = inner.sandboxes.acquire(session, epoch).await {
+        if let Some(sandbox) = self.inner.sandboxes.connected(self.session) {
+            self.inner.tasks.spawn(async move {
                 // Not heard: the hands keep it until their next start.
-                let _ = acquired.sandbox.ack(call.0).await;
-            }
-        });
+                let _ = sandbox.ack(call.0).await;
+            });
+        }
     }
 
     async fn answered(
@@ -547,8 +659,8 @@ impl Runner {
             Answer::Response(response) => {
                 fail::point("before_response_commit");
                 let ledger = ledger("answered", response.usage);
-                self.append(Some(ledger), |step| {
-                    step.finish_request(thread, span, response)
+                self.append(Some(&ledger), |step| {
+                    step.finish_request(thread, span, response.clone());
                 })
                 .await?;
                 fail::point("after_response_commit");
@@ -559,19 +671,16 @@ impl Runner {
                 let ledger = ledger("failed", usage);
                 let backoff = self.inner.config.backoff.clone();
                 let random: f64 = rand::random();
-                self.append_at(Some(ledger), |step, now| {
+                self.append_at(Some(&ledger), |step, now| {
                     let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
                     let wait = error
                         .retryable
-                        .then(|| Backoff::wait(&backoff, failed, ask::wait(&error), random))
+                        .then(|| backoff.wait(failed, ask::wait(&error), random))
                         .flatten();
                     let failure = Failure {
                         error_type: ask::error_type(error.kind),
                         message: error.message.clone(),
-                        retry_at: wait.map(|wait| {
-                            let micros = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
-                            Timestamp::from_micros(now.as_micros().saturating_add(micros))
-                        }),
+                        retry_at: wait.map(|wait| now.after(wait)),
                         usage,
                     };
                     step.fail_request(thread, span, failure);
@@ -581,178 +690,37 @@ impl Runner {
         }
         Ok(())
     }
-
-    async fn append(
-        &mut self,
-        ledger: Option<ModelRequest>,
-        decide: impl FnOnce(&mut Step<'_>) + Send,
-    ) -> Result<Option<Appended>, Stopped> {
-        self.append_at(ledger, |step, _| decide(step)).await
-    }
-
-    /// Decides under the lock, appends, publishes, and takes over the new state. Lets the lease go in
-    /// the same transaction when the session is done for now.
-    async fn append_at(
-        &mut self,
-        ledger: Option<ModelRequest>,
-        decide: impl FnOnce(&mut Step<'_>, Timestamp) + Send,
-    ) -> Result<Option<Appended>, Stopped> {
-        let guard = Guard::Runner {
-            server: self.inner.server,
-            epoch: self.epoch,
-        };
-        let (known_seq, known) = (self.last_seq, self.machine.clone());
-        let mut after: Option<Result<Machine, serde_json::Error>> = None;
-        let mut unreadable = None;
-        let appended = self
-            .inner
-            .store
-            .append(self.session, guard, &Actor::default(), |head: &Head| {
-                let machine = if head.last_seq == known_seq {
-                    known
-                } else {
-                    match serde_json::from_str(&head.machine) {
-                        Ok(machine) => machine,
-                        Err(error) => {
-                            unreadable = Some(error);
-                            return Ok(None);
-                        }
-                    }
-                };
-                let mut new_id = EventId::new;
-                let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
-                decide(&mut step, head.now);
-                let (machine, events) = step.finish();
-                after = Some(Ok(machine.clone()));
-                if events.is_empty() && head.last_seq == known_seq {
-                    return Ok(None);
-                }
-                let lease = if works(&machine) {
-                    LeaseChange::Keep
-                } else {
-                    LeaseChange::Release { unclean: false }
-                };
-                Ok(Some(Change {
-                    request: ledger,
-                    ..change(&machine, events, head.now, lease)
-                }))
-            })
-            .await?;
-        if let Some(error) = unreadable {
-            return Err(error.into());
-        }
-        if let Some(machine) = after {
-            self.machine = machine?;
-        }
-        if let Some(appended) = &appended {
-            if let Some(first) = appended.rows.first() {
-                for (thread, transcript) in &mut self.transcripts {
-                    // Only what joins up: a gap is read from the log before the next request.
-                    if transcript.last_seq + 1 == first.seq {
-                        transcript.extend(appended.rows.iter().filter(|r| r.thread == *thread))?;
-                        transcript.last_seq = appended.rows.last().map_or(0, |row| row.seq);
-                    }
-                }
-                self.last_seq = appended.rows.last().map_or(self.last_seq, |row| row.seq);
-            }
-            self.inner.published(self.session, &appended.rows);
-        }
-        Ok(appended)
-    }
 }
 
-/// Executes a call in the session's sandbox. Whatever happens, there is a result.
-async fn execute(
-    inner: &Inner,
-    session: SessionId,
-    epoch: i64,
-    call: &Call,
-    in_doubt: bool,
-) -> CallResult {
-    // Once it may have been sent, another life of the hands cannot tell what became of it.
-    let mut sent = in_doubt;
-    let mut failures = 0;
-    loop {
-        let problem = match inner.sandboxes.acquire(session, epoch).await {
-            Ok(acquired) if acquired.reborn && sent => {
-                return failure(
-                    "The sandbox was restarted while this call was under way. Whether it took \
-                     effect is unknown: check before you repeat it.",
-                );
-            }
-            Ok(acquired) => {
-                fail::point("before_call_send");
-                let running = acquired.sandbox.call(call);
-                sent = true;
-                match watch(running).await {
-                    Ok(result) => return convert(result),
-                    Err(SandboxError::Refused(reason)) => return failure(&reason),
-                    Err(error) => AcquireError::from(error),
-                }
-            }
-            Err(error) => error,
-        };
-        failures += 1;
-        tracing::warn!(%session, error = %problem, failures, "a sandbox call failed");
-        if failures >= SANDBOX_ATTEMPTS {
-            metrics::counter!("selfsame_sandbox_failures_total").increment(1);
-            return failure(&format!("The sandbox is not available: {problem}"));
-        }
-        if !matches!(problem, AcquireError::Sandbox(SandboxError::Lost)) {
-            tokio::time::sleep(STORE_RETRY * failures).await;
+/// What rows say that are a whole log; of any others nothing, because their beginning is missing.
+fn transcripts(rows: &[Row]) -> HashMap<ThreadId, Transcript> {
+    let mut transcripts = HashMap::<ThreadId, Transcript>::new();
+    if rows.first().is_none_or(|row| row.seq != 1) {
+        return transcripts;
+    }
+    let last_seq = rows.last().map_or(0, |row| row.seq);
+    for row in rows {
+        // Rows of ours read back; if one does not, the log is read and says so.
+        if transcripts
+            .entry(row.thread)
+            .or_default()
+            .extend([row])
+            .is_err()
+        {
+            return HashMap::new();
         }
     }
-}
-
-/// Lets a crash test end the server while the call runs.
-async fn watch<T>(running: impl Future<Output = T>) -> T {
-    let mut running = std::pin::pin!(running);
-    tokio::select! {
-        biased;
-        done = &mut running => return done,
-        () = tokio::time::sleep(Duration::from_millis(50)) => fail::point("call_running"),
+    for transcript in transcripts.values_mut() {
+        transcript.last_seq = last_seq;
     }
-    running.await
-}
-
-fn failure(text: &str) -> CallResult {
-    convert(selfsame_sandbox::CallResult::error(text))
-}
-
-/// A result of the hands as event content.
-fn convert(result: selfsame_sandbox::CallResult) -> CallResult {
-    let blocks: Vec<serde_json::Value> = result
-        .content
-        .into_iter()
-        .map(|content| match content {
-            Content::Text(text) => serde_json::json!({"type": "text", "text": text}),
-            Content::Image {
-                media_type,
-                data_base64,
-            } => serde_json::json!({
-                "type": "image",
-                "source": {"type": "base64", "media_type": media_type, "data": data_base64},
-            }),
-            Content::Document {
-                media_type,
-                data_base64,
-            } => serde_json::json!({
-                "type": "document",
-                "source": {"type": "base64", "media_type": media_type, "data": data_base64},
-            }),
-        })
-        .collect();
-    CallResult {
-        content: to_raw_value(&blocks).expect("blocks serialize"),
-        is_error: result.is_error,
-    }
+    transcripts
 }
 
 /// Repeats a read while the database is away for a moment.
 async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
     mut read: impl FnMut() -> F,
 ) -> Result<T, Stopped> {
-    for _ in 0..20 {
+    for _ in 0..STORE_RETRIES {
         match read().await {
             Err(error) if error.is_transient() => {
                 tracing::warn!(%error, "the database does not answer");

@@ -43,15 +43,6 @@ pub struct SandboxConfig {
     pub retention: Duration,
 }
 
-/// A connected sandbox, and whether it is the one that earlier calls were sent to.
-#[derive(Debug, Clone)]
-pub struct Acquired {
-    pub sandbox: Sandbox,
-    /// Another life of the hands (or another sandbox) than the one on record: calls that were sent
-    /// before have an unknown outcome.
-    pub reborn: bool,
-}
-
 /// Why a session has no sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
@@ -66,6 +57,21 @@ struct Slot {
     sandbox: Option<Sandbox>,
 }
 
+/// A session's slot: locked while its sandbox is being connected or stopped.
+#[derive(Debug, Default)]
+struct Place {
+    slot: Arc<tokio::sync::Mutex<Slot>>,
+    /// How often it was asked for.
+    uses: u64,
+}
+
+impl Place {
+    /// Nobody is connecting, or waiting to.
+    fn is_unused(&self) -> bool {
+        Arc::strong_count(&self.slot) == 1
+    }
+}
+
 /// All sandboxes of this server's backend.
 #[derive(Debug)]
 pub struct Sandboxes {
@@ -74,7 +80,7 @@ pub struct Sandboxes {
     server: ServerId,
     config: SandboxConfig,
     starts: Semaphore,
-    slots: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<Slot>>>>,
+    slots: Mutex<HashMap<SessionId, Place>>,
     /// Warm sandboxes that are connected already.
     warm: Mutex<HashMap<SandboxId, Sandbox>>,
     took_warm: Notify,
@@ -109,38 +115,46 @@ impl Sandboxes {
     }
 
     fn slot(&self, session: SessionId) -> Arc<tokio::sync::Mutex<Slot>> {
-        Arc::clone(
-            self.slots
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(session)
-                .or_default(),
-        )
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = slots.entry(session).or_default();
+        place.uses += 1;
+        Arc::clone(&place.slot)
+    }
+
+    /// Changes whenever a session's sandbox is asked for; `None` when it is not connected.
+    #[must_use]
+    pub fn last_use(&self, session: SessionId) -> Option<u64> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(&session).map(|place| place.uses)
     }
 
     /// Connects to a session's sandbox, making, starting or replacing it as needed.
     ///
     /// # Errors
     /// When the backend or the database fails; a session without a sandbox may ask again.
-    pub async fn acquire(&self, session: SessionId, epoch: i64) -> Result<Acquired, AcquireError> {
+    pub async fn acquire(&self, session: SessionId, epoch: i64) -> Result<Sandbox, AcquireError> {
         let slot = self.slot(session);
         let mut slot = slot.lock().await;
         if let Some(sandbox) = &slot.sandbox
             && !sandbox.is_closed()
         {
-            return Ok(Acquired {
-                sandbox: sandbox.clone(),
-                reborn: false,
-            });
+            return Ok(sandbox.clone());
         }
         slot.sandbox = None;
-        let acquired = self.connect(session, epoch).await?;
-        slot.sandbox = Some(acquired.sandbox.clone());
-        Ok(acquired)
+        let sandbox = self.connect(session, epoch).await?;
+        slot.sandbox = Some(sandbox.clone());
+        Ok(sandbox)
     }
 
-    async fn connect(&self, session: SessionId, epoch: i64) -> Result<Acquired, AcquireError> {
-        let mut replaced = false;
+    /// A session's sandbox, if it is connected.
+    #[must_use]
+    pub fn connected(&self, session: SessionId) -> Option<Sandbox> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(&session)?.slot.try_lock().ok()?;
+        slot.sandbox.clone()
+    }
+
+    async fn connect(&self, session: SessionId, epoch: i64) -> Result<Sandbox, AcquireError> {
         // Each round either connects or removes one reason why it could not.
         for _ in 0..4 {
             let (record, warm) = match self.settled(session).await? {
@@ -155,35 +169,32 @@ impl Sandboxes {
                     provided => provided?,
                 },
             };
+            if record.backend != self.backend.name() {
+                // Nobody is left who could reach it; whoever returns there finds an orphan.
+                self.store.sandbox_delete(record.id).await?;
+                continue;
+            }
             let Some(handle) = record.handle.clone().map(Handle) else {
                 // Half-made by somebody who is gone.
                 self.discard(&record).await?;
-                replaced |= record.boot_id.is_some();
                 continue;
             };
             if let Some(sandbox) = warm {
                 self.store
                     .sandbox_booted(record.id, sandbox.boot_id())
                     .await?;
-                return Ok(Acquired {
-                    sandbox,
-                    reborn: replaced,
-                });
+                return Ok(sandbox);
             }
             match self.attach(&record, &handle, epoch).await {
                 Ok(sandbox) => {
                     let boot = sandbox.boot_id();
-                    let reborn = replaced || record.boot_id.is_some_and(|old| old != boot);
                     if record.boot_id != Some(boot) || record.status != "running" {
                         self.store.sandbox_booted(record.id, boot).await?;
                         self.store.sandbox_set(record.id, "running", None).await?;
                     }
-                    return Ok(Acquired { sandbox, reborn });
+                    return Ok(sandbox);
                 }
-                Err(SandboxError::Gone) => {
-                    self.discard(&record).await?;
-                    replaced |= record.boot_id.is_some();
-                }
+                Err(SandboxError::Gone) => self.discard(&record).await?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -282,9 +293,15 @@ impl Sandboxes {
         fail::point("after_sandbox_create");
         match created {
             Ok(handle) => {
-                self.store
+                let known = self
+                    .store
                     .sandbox_set(record.id, "running", Some(&handle.0))
                     .await?;
+                if !known {
+                    // Given up on by somebody who took us for dead.
+                    self.backend.remove(&handle).await?;
+                    return Err(SandboxError::Gone.into());
+                }
                 "running".clone_into(&mut record.status);
                 record.handle = Some(handle.0);
                 Ok(record)
@@ -304,12 +321,29 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Drops the connection of a session that is done for now.
+    /// Drops the connection of a session that is done for now, unless it is just being made: two at
+    /// once would take each other's sandbox for a half-made one.
     pub fn disconnect(&self, session: SessionId) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.get(&session).is_some_and(Place::is_unused) {
+            slots.remove(&session);
+        }
+    }
+
+    /// Forgets connections that have broken: other servers stop and remove sandboxes, too, and take
+    /// warm ones that this server made.
+    fn forget_closed(&self) {
         self.slots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .remove(&session);
+            .retain(|_, place| {
+                let closed = |slot: &Slot| slot.sandbox.as_ref().is_none_or(Sandbox::is_closed);
+                !(place.is_unused() && place.slot.try_lock().is_ok_and(|slot| closed(&slot)))
+            });
+        self.warm
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, sandbox| !sandbox.is_closed());
     }
 
     /// Resolves when a warm sandbox was taken: the pool wants another one.
@@ -360,21 +394,13 @@ impl Sandboxes {
     /// When the database fails; what the backend cannot do is tried again the next time.
     pub async fn reap(&self, orphans: bool) -> Result<usize, StoreError> {
         let mut touched = 0;
+        self.forget_closed();
         for record in self
             .store
             .sandbox_claim_idle(self.backend.name(), self.config.idle_stop, 16)
             .await?
         {
-            if let Some(session) = record.session {
-                self.disconnect(session);
-            }
-            let Some(handle) = record.handle.clone().map(Handle) else {
-                continue;
-            };
-            if let Err(error) = self.backend.stop(&handle).await {
-                tracing::warn!(sandbox = %record.id, %error, "cannot stop an idle sandbox");
-            }
-            touched += 1;
+            touched += usize::from(self.stop(&record).await?);
         }
         for record in self
             .store
@@ -395,6 +421,26 @@ impl Sandboxes {
             touched += self.reap_orphans().await?;
         }
         Ok(touched)
+    }
+
+    /// Stops a sandbox that was claimed as idle, unless its session has come back to it meanwhile.
+    async fn stop(&self, record: &SandboxRecord) -> Result<bool, StoreError> {
+        let (Some(session), Some(handle)) = (record.session, record.handle.clone().map(Handle))
+        else {
+            return Ok(false);
+        };
+        // Nobody here connects while this is held.
+        let slot = self.slot(session);
+        let mut slot = slot.lock().await;
+        let present = self.store.sandbox_of(session).await?;
+        if present.is_none_or(|now| now.id != record.id || now.status != "stopped") {
+            return Ok(false);
+        }
+        slot.sandbox = None;
+        if let Err(error) = self.backend.stop(&handle).await {
+            tracing::warn!(sandbox = %record.id, %error, "cannot stop an idle sandbox");
+        }
+        Ok(true)
     }
 
     /// Removes what exists without a row. A row is written before its container is made, so what is

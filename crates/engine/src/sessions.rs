@@ -23,8 +23,12 @@ use crate::{
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     prompt::Spec,
-    runner::Start,
+    runner::{Begun, Start, begin},
+    runners::Expected,
 };
+
+/// Another version of this program may be able to read what this one cannot.
+pub(crate) const UNREADABLE_PAUSE: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// A session to create; references are resolved already.
 #[derive(Debug)]
@@ -70,18 +74,37 @@ impl Engine {
         &self,
         request: NewSessionRequest,
     ) -> Result<SessionRecord, AppendError> {
+        let engine = self.clone();
+        self.whole(async move { engine.create(request).await })
+            .await
+    }
+
+    /// Runs to its end although the client may hang up. What is between a commit and the runner that
+    /// it takes the lease for must not be dropped.
+    async fn whole<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match self.inner.tasks.spawn(work).await {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    async fn create(&self, request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
         let inner = &self.inner;
         let inputs = inputs(&request.events)?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
         let spec = Arc::new(Spec::new(request.agent.clone(), &inner.models));
         let needs_sandbox = request.agent.spec.needs_sandbox();
-        let owner = (!inputs.is_empty() && inner.has_room()).then_some(inner.server);
+        let here = inner.room() > 0;
         // Refused before anything is written: what a session refuses is the same at every time.
-        let decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
+        let mut begun = Vec::new();
+        let mut decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
             let machine = Machine::new(thread, request.agent.spec.name.clone());
             let mut new_id = EventId::new;
             let mut step = Step::new(machine, 0, now, &mut new_id);
             step.accept(id, &inputs)?;
+            if here {
+                begun = begin(&mut step);
+            }
             Ok(step.finish())
         };
         decide(Timestamp::from_micros(0))?;
@@ -109,6 +132,7 @@ impl Engine {
                         Vec::new(),
                     )
                 });
+                let owner = (here && works(&machine)).then_some(inner.server);
                 let change = change(&machine, events, now, LeaseChange::Keep);
                 FirstState {
                     status: change.status,
@@ -128,17 +152,21 @@ impl Engine {
         if needs_sandbox {
             inner.provision(id);
         }
-        if owner.is_some() {
+        if created.record.epoch > 0 {
             let machine: Machine = serde_json::from_str(&created.record.machine)
                 .map_err(|source| StoreError::corrupt("session_state", "machine", id)(source))?;
-            inner.drive(Start {
+            let start = Start {
                 session: id,
                 epoch: created.record.epoch,
                 machine,
                 last_seq: created.record.last_seq,
                 spec,
                 unclean: false,
-            });
+                begun,
+                rows: created.rows,
+            };
+            // Nobody else knows its id yet.
+            inner.drive(start, Some(inner.runners.expect(id)));
         } else if created.record.status == "running" {
             inner.notifier.wake(id, created.record.last_seq);
         }
@@ -157,9 +185,22 @@ impl Engine {
         events: &[InboundEvent],
         actor: &Actor,
     ) -> Result<Vec<Row>, AppendError> {
-        let inner = &self.inner;
         let inputs = inputs(events)?;
-        let claim = inner.has_room().then_some(inner.server);
+        let (engine, actor) = (self.clone(), actor.clone());
+        self.whole(async move { engine.send(workspace, session, &inputs, &actor).await })
+            .await
+    }
+
+    async fn send(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        inputs: &[Input],
+        actor: &Actor,
+    ) -> Result<Vec<Row>, AppendError> {
+        let inner = &self.inner;
+        let claim = (inner.room() > 0).then_some(inner.server);
+        let expected = inner.runners.expect(session);
         let mut accepted = Accepted::default();
         fail::point("before_input_commit");
         let appended = inner
@@ -179,17 +220,34 @@ impl Engine {
                     }
                     let mut new_id = EventId::new;
                     let machine = state(head)?;
+                    let worked = works(&machine);
+                    // A lease is held only while there is work.
+                    let driven = head.owner.is_some() && worked;
                     let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
-                    step.accept(session, &inputs)?;
-                    let (machine, events) = step.finish();
-                    let works = works(&machine);
+                    step.accept(session, inputs)?;
+                    let works = works(&step.machine);
+                    // A sandbox that lives elsewhere is left to the servers there.
+                    let elsewhere = head
+                        .backend
+                        .as_deref()
+                        .is_some_and(|backend| backend != inner.sandboxes.backend_name());
                     let lease = match claim {
-                        Some(server) if works && head.owner.is_none() => LeaseChange::Claim(server),
+                        Some(server) if works && !driven && !elsewhere => {
+                            LeaseChange::Claim(server)
+                        }
                         _ => LeaseChange::Keep,
                     };
+                    // What another server left in the middle is for a runner to look at first.
+                    let begun = if lease == LeaseChange::Keep || worked {
+                        Vec::new()
+                    } else {
+                        begin(&mut step)
+                    };
+                    let (machine, events) = step.finish();
                     accepted = Accepted {
+                        begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
-                        driven: head.owner.is_some(),
+                        driven,
                         works,
                         machine: Some(machine.clone()),
                         agent: head.cold.as_ref().map(|cold| cold.agent.clone()),
@@ -206,34 +264,49 @@ impl Engine {
             return Ok(Vec::new());
         };
         inner.published(session, &appended.rows);
-        self.follow_up(session, &appended, accepted);
+        self.follow_up(session, &appended, accepted, expected);
         Ok(created_rows(appended.rows))
     }
 
     /// Sees to it that somebody drives a session that has work.
-    fn follow_up(&self, session: SessionId, appended: &Appended, accepted: Accepted) {
+    fn follow_up(
+        &self,
+        session: SessionId,
+        appended: &Appended,
+        accepted: Accepted,
+        expected: Expected,
+    ) {
         let inner = &self.inner;
         let last_seq = appended.rows.last().map_or(0, |row| row.seq);
-        let agent = accepted
-            .agent
-            .and_then(|agent| serde_json::from_str(&agent).ok());
-        match (accepted.machine, agent) {
-            (Some(machine), Some(agent)) if accepted.claimed => inner.drive(Start {
-                session,
-                epoch: appended.epoch,
-                machine,
-                last_seq,
-                spec: Arc::new(Spec::new(agent, &inner.models)),
-                unclean: appended.unclean,
-            }),
-            _ if accepted.driven => {
-                inner.poke(session);
+        if accepted.claimed {
+            let agent = accepted
+                .agent
+                .and_then(|agent| serde_json::from_str(&agent).ok());
+            if let (Some(machine), Some(agent)) = (accepted.machine, agent) {
+                let start = Start {
+                    session,
+                    epoch: appended.epoch,
+                    machine,
+                    last_seq,
+                    spec: Arc::new(Spec::new(agent, &inner.models)),
+                    unclean: appended.unclean,
+                    begun: accepted.begun,
+                    rows: appended.rows.clone(),
+                };
+                inner.drive(start, Some(expected));
+                return;
             }
-            _ if accepted.works => {
-                inner.claims.notify_one();
-                inner.notifier.wake(session, last_seq);
-            }
-            _ => {}
+            tracing::error!(%session, "a stored agent cannot be read");
+            // Nothing can be done here; the lease must not stay taken.
+            let (inner, epoch) = (Arc::clone(inner), appended.epoch);
+            inner.clone().tasks.spawn(async move {
+                inner.give_up(session, epoch, UNREADABLE_PAUSE).await;
+            });
+        } else if accepted.driven {
+            inner.runners.poke(session);
+        } else if accepted.works {
+            inner.claims.notify_one();
+            inner.notifier.wake(session, last_seq);
         }
     }
 
@@ -243,6 +316,18 @@ impl Engine {
     /// # Errors
     /// What `edit` refuses.
     pub async fn session_edit(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        actor: &Actor,
+        edit: impl FnOnce(&Cold, Status) -> Result<Option<SessionEdit>, ApiError> + Send + 'static,
+    ) -> Result<(), AppendError> {
+        let (engine, actor) = (self.clone(), actor.clone());
+        self.whole(async move { engine.edit(workspace, session, &actor, edit).await })
+            .await
+    }
+
+    async fn edit(
         &self,
         workspace: WorkspaceId,
         session: SessionId,
@@ -279,7 +364,7 @@ impl Engine {
             .await?;
         if let Some(appended) = appended {
             inner.published(session, &appended.rows);
-            inner.poke(session);
+            inner.runners.poke(session);
         }
         Ok(())
     }
@@ -294,7 +379,9 @@ impl Engine {
         session: SessionId,
         actor: &Actor,
     ) -> Result<(), AppendError> {
-        self.end(workspace, session, actor, End::Archive).await
+        let (engine, actor) = (self.clone(), actor.clone());
+        self.whole(async move { engine.end(workspace, session, &actor, End::Archive).await })
+            .await
     }
 
     /// Deletes a session: gone for clients at once.
@@ -307,10 +394,14 @@ impl Engine {
         session: SessionId,
         actor: &Actor,
     ) -> Result<(), AppendError> {
-        self.end(workspace, session, actor, End::Delete).await?;
-        self.inner.hub.deleted(session);
-        self.inner.notifier.deleted(session);
-        Ok(())
+        let (engine, actor) = (self.clone(), actor.clone());
+        self.whole(async move {
+            engine.end(workspace, session, &actor, End::Delete).await?;
+            engine.inner.hub.deleted(session);
+            engine.inner.notifier.deleted(session);
+            Ok(())
+        })
+        .await
     }
 
     async fn end(
@@ -443,6 +534,7 @@ struct Accepted {
     works: bool,
     machine: Option<Machine>,
     agent: Option<String>,
+    begun: Vec<Begun>,
 }
 
 fn state(head: &Head) -> Result<Machine, ApiError> {

@@ -103,6 +103,5 @@ pub fn new_deployment() -> Deployment {
     Deployment {
         id: Uuid::now_v7(),
         organization: OrganizationId(Uuid::new_v4()),
-        cluster_secret: rand::rng().random::<[u8; 32]>().to_vec(),
     }
 }

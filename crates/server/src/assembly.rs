@@ -42,11 +42,6 @@ pub async fn engine(
 #[must_use]
 pub fn engine_config(config: &Config) -> EngineConfig {
     let (server, sandbox) = (&config.server, &config.sandbox);
-    let internal_url = match (&server.internal_url, server.internal_listen) {
-        (Some(url), _) => url.clone(),
-        (None, Some(address)) => format!("http://{address}"),
-        (None, None) => String::new(),
-    };
     EngineConfig {
         lease_ttl: Duration::from_secs(config.lease.ttl_seconds),
         max_runners: config.lease.max_sessions as usize,
@@ -56,7 +51,6 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             ..Backoff::default()
         },
         route: ROUTE.to_owned(),
-        internal_url,
         keep_connected: Duration::from_secs(sandbox.keep_connected_seconds),
         sandbox: SandboxConfig {
             image: sandbox.image.clone(),

@@ -279,22 +279,25 @@ impl Store {
         .collect()
     }
 
-    /// The newest position of every session in `sessions` that is past the one beside it: one query
-    /// for all that a process watches.
+    /// Every session in `sessions` whose log has moved past the position beside it, or that is
+    /// deleted: one query for all that a process watches.
     ///
     /// # Errors
     /// Database faults.
     pub async fn event_sweep(
         &self,
         sessions: &[(SessionId, i64)],
-    ) -> Result<Vec<(SessionId, i64)>, StoreError> {
+    ) -> Result<Vec<Moved>, StoreError> {
         let ids: Vec<_> = sessions.iter().map(|(session, _)| session.0).collect();
         let seqs: Vec<_> = sessions.iter().map(|(_, seq)| *seq).collect();
         Ok(sqlx::query!(
             r#"
-            SELECT s.session_id, s.last_seq
+            SELECT w.session_id AS "session_id!", COALESCE(s.last_seq, w.seq) AS "seq!",
+                   (c.id IS NULL OR c.deleted_at IS NOT NULL) AS "deleted!"
             FROM unnest($1::uuid[], $2::bigint[]) AS w (session_id, seq)
-            JOIN session_state s ON s.session_id = w.session_id AND s.last_seq > w.seq
+            LEFT JOIN session_state s ON s.session_id = w.session_id
+            LEFT JOIN sessions c ON c.id = w.session_id
+            WHERE s.last_seq > w.seq OR c.id IS NULL OR c.deleted_at IS NOT NULL
             "#,
             &ids,
             &seqs,
@@ -302,9 +305,21 @@ impl Store {
         .fetch_all(&self.pool)
         .await?
         .into_iter()
-        .map(|row| (SessionId(row.session_id), row.last_seq))
+        .map(|row| Moved {
+            session: SessionId(row.session_id),
+            seq: row.seq,
+            deleted: row.deleted,
+        })
         .collect())
     }
+}
+
+/// What a sweep found about a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub session: SessionId,
+    pub seq: i64,
+    pub deleted: bool,
 }
 
 #[derive(sqlx::FromRow)]

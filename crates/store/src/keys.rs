@@ -123,21 +123,10 @@ pub struct Workspace {
 }
 
 /// What is the same for every server on this database.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployment {
     pub id: Uuid,
     pub organization: OrganizationId,
-    /// Proves to one server that a request comes from another.
-    pub cluster_secret: Vec<u8>,
-}
-
-impl fmt::Debug for Deployment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Deployment")
-            .field("id", &self.id)
-            .field("organization", &self.organization)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Who does something that is worth an audit row.
@@ -213,13 +202,12 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn deployment_get(&self) -> Result<Option<Deployment>, StoreError> {
-        let row = sqlx::query!("SELECT id, organization_id, cluster_secret FROM deployment")
+        let row = sqlx::query!("SELECT id, organization_id FROM deployment")
             .fetch_optional(&self.pool)
             .await?;
         Ok(row.map(|row| Deployment {
             id: row.id,
             organization: OrganizationId(row.organization_id),
-            cluster_secret: row.cluster_secret,
         }))
     }
 
@@ -236,12 +224,11 @@ impl Store {
     ) -> Result<Option<Workspace>, StoreError> {
         let mut tx = self.pool.begin().await?;
         let inserted = sqlx::query!(
-            "INSERT INTO deployment (id, organization_id, cluster_secret)
-             VALUES ($1, $2, $3)
+            "INSERT INTO deployment (id, organization_id)
+             VALUES ($1, $2)
              ON CONFLICT DO NOTHING",
             deployment.id,
             deployment.organization.0,
-            deployment.cluster_secret,
         )
         .execute(&mut *tx)
         .await?;
@@ -527,7 +514,6 @@ mod tests {
         Deployment {
             id: Uuid::now_v7(),
             organization: OrganizationId::new(),
-            cluster_secret: vec![7; 32],
         }
     }
 

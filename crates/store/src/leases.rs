@@ -37,16 +37,14 @@ impl Store {
     pub async fn server_heartbeat(
         &self,
         server: ServerId,
-        internal_url: &str,
         backend: &str,
     ) -> Result<(), StoreError> {
         sqlx::query!(
             r#"
-            INSERT INTO servers (id, internal_url, backend) VALUES ($1, $2, $3)
-            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), internal_url = $2
+            INSERT INTO servers (id, backend) VALUES ($1, $2)
+            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()
             "#,
             server.0,
-            internal_url,
             backend,
         )
         .execute(&self.pool)
@@ -162,27 +160,54 @@ impl Store {
         Ok(())
     }
 
-    /// Where the server that drives a session is reached, if that is another living one.
+    /// Lets go of a lease because of a fault. Nobody claims the session before `pause` is over.
     ///
     /// # Errors
     /// Database faults.
-    pub async fn session_owner_url(
+    pub async fn session_give_up(
         &self,
         session: SessionId,
-        except: ServerId,
-        ttl: Duration,
-    ) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar!(
+        server: ServerId,
+        epoch: i64,
+        pause: Duration,
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
             r#"
-            SELECT o.internal_url FROM session_state s JOIN servers o ON o.id = s.owner
-            WHERE s.session_id = $1 AND o.id <> $2
-              AND o.heartbeat_at > clock_timestamp() - $3::interval
+            UPDATE session_state
+            SET owner = NULL, unclean = true,
+                wake_at = GREATEST(wake_at, CASE WHEN wake_at IS NOT NULL
+                                                 THEN clock_timestamp() + $4::interval END)
+            WHERE session_id = $1 AND owner = $2 AND epoch = $3
             "#,
             session.0,
-            except.0,
-            interval(ttl),
+            server.0,
+            epoch,
+            interval(pause),
         )
-        .fetch_optional(&self.pool)
-        .await?)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Sessions with work whose lease this server holds, and the epochs.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn sessions_held(
+        &self,
+        server: ServerId,
+    ) -> Result<Vec<(SessionId, i64)>, StoreError> {
+        Ok(sqlx::query!(
+            r#"
+            SELECT session_id, epoch FROM session_state
+            WHERE wake_at IS NOT NULL AND owner = $1
+            "#,
+            server.0,
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(|row| (SessionId(row.session_id), row.epoch))
+        .collect())
     }
 }

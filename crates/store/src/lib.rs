@@ -18,7 +18,7 @@ mod sessions;
 pub use agents::AgentFilter;
 pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
-pub use events::{EventCursor, EventPage, EventQuery};
+pub use events::{EventCursor, EventPage, EventQuery, Moved};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{

@@ -5,15 +5,23 @@
 //! transaction. Hence sequence order is commit order within a session, a reader after `seq > n` never
 //! misses an event, and `GET session` never contradicts the log.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use selfsame_types::{
     ApiError, EventId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
     event::{EventType, NewEvent, Processed},
 };
+use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{Actor, Audit, Store, StoreError, keys::audit, time};
+
+/// No pool is larger.
+const BROKEN_CONNECTIONS: u32 = 100;
+/// An append whose commit broke off is looked for this often ..
+const LANDED_LOOKS: u32 = 20;
+/// .. with this much time in between.
+const LANDED_PAUSE: Duration = Duration::from_millis(250);
 
 /// Who appends, and by what right.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +46,8 @@ pub struct Head {
     pub owner: Option<ServerId>,
     pub epoch: i64,
     pub archived: bool,
+    /// For clients: where the session's sandbox lives, if it has one.
+    pub backend: Option<String>,
     pub cold: Option<Cold>,
 }
 
@@ -163,8 +173,9 @@ impl Store {
     /// not block. Answering no change (`None`) writes nothing.
     ///
     /// # Errors
-    /// [`AppendError::Refused`] is the decision's own. After a [`StoreError::Database`] the outcome of
-    /// the commit may be unknown.
+    /// [`AppendError::Refused`] is the decision's own. After a transient [`StoreError`] nothing was
+    /// written, unless the database was away for longer than this looked whether the commit had
+    /// happened.
     pub async fn append<F>(
         &self,
         session: SessionId,
@@ -175,45 +186,7 @@ impl Store {
     where
         F: FnOnce(&Head) -> Result<Option<Change>, ApiError> + Send,
     {
-        let mut tx = self.pool.begin().await?;
-        let row = sqlx::query!(
-            r#"
-            SELECT workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
-                   last_processed_at, last_seq, machine, queued, owner, epoch, unclean
-            FROM session_state
-            WHERE session_id = $1
-            FOR UPDATE
-            "#,
-            session.0,
-        )
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or(AppendError::NotFound)?;
-        let mut head = Head {
-            session,
-            workspace: WorkspaceId(row.workspace_id),
-            now: time(row.now).max(time(row.last_processed_at)),
-            last_seq: row.last_seq,
-            machine: row.machine,
-            queued: row.queued,
-            owner: row.owner.map(ServerId),
-            epoch: row.epoch,
-            archived: false,
-            cold: None,
-        };
-        match guard {
-            Guard::Client { workspace, .. } if workspace != head.workspace => {
-                return Err(AppendError::NotFound);
-            }
-            Guard::Runner { server, epoch }
-                if head.owner != Some(server) || head.epoch != epoch =>
-            {
-                return Err(StoreError::LeaseLost.into());
-            }
-            // A runner's session is neither archived nor deleted: both take the lease away.
-            Guard::Runner { .. } => {}
-            Guard::Client { cold, .. } => read_cold(&mut tx, &mut head, cold).await?,
-        }
+        let (mut tx, head, was_unclean) = self.lock(session, guard).await?;
         let Some(change) = decide(&head)? else {
             return Ok(None);
         };
@@ -246,7 +219,9 @@ impl Store {
             )
             UPDATE session_state
             SET status = $17, last_seq = $18, queued = $19, view = $20, machine = $21,
-                owner = $22, epoch = $23, unclean = COALESCE($24, unclean), wake_at = $25,
+                owner = $22, epoch = $23, unclean = COALESCE($24, unclean),
+                -- Due is due: a time that need not move leaves the index alone.
+                wake_at = CASE WHEN wake_at <= $2 AND $25 <= $2 THEN wake_at ELSE $25 END,
                 last_processed_at = $2,
                 updated_at = CASE WHEN $26 OR status <> $17 THEN $2 ELSE updated_at END,
                 accepted_seq = CASE WHEN $27 THEN last_seq ELSE accepted_seq END,
@@ -355,13 +330,141 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
-        tx.commit().await?;
+        if let Err(error) = tx.commit().await {
+            let error = StoreError::from(error);
+            if !error.is_transient() || !self.landed(session, rows.last()).await {
+                return Err(error.into());
+            }
+        }
         Ok(Some(Appended {
             rows,
             epoch,
             at: head.now,
-            unclean: row.unclean,
+            unclean: was_unclean,
         }))
+    }
+
+    /// Locks a session's state and reads it.
+    async fn lock(
+        &self,
+        session: SessionId,
+        guard: Guard,
+    ) -> Result<(Transaction<'static, Postgres>, Head, bool), AppendError> {
+        let mut broken = 0;
+        let (mut tx, row) = loop {
+            match self.lock_once(session).await {
+                // After a restart of the database every connection of the pool is broken, and each
+                // shows it only when it is used.
+                Err(error) if is_broken(&error) && broken < BROKEN_CONNECTIONS => broken += 1,
+                locked => break locked?,
+            }
+        };
+        let row = row.ok_or(AppendError::NotFound)?;
+        let mut head = Head {
+            session,
+            workspace: WorkspaceId(row.workspace_id),
+            now: time(row.now).max(time(row.last_processed_at)),
+            last_seq: row.last_seq,
+            machine: row.machine,
+            queued: row.queued,
+            owner: row.owner.map(ServerId),
+            epoch: row.epoch,
+            archived: false,
+            backend: None,
+            cold: None,
+        };
+        match guard {
+            Guard::Client { workspace, .. } if workspace != head.workspace => {
+                return Err(AppendError::NotFound);
+            }
+            Guard::Runner { server, epoch }
+                if head.owner != Some(server) || head.epoch != epoch =>
+            {
+                return Err(StoreError::LeaseLost.into());
+            }
+            // A runner's session is neither archived nor deleted: both take the lease away.
+            Guard::Runner { .. } => {}
+            Guard::Client { cold, .. } => read_cold(&mut tx, &mut head, cold).await?,
+        }
+        Ok((tx, head, row.unclean))
+    }
+
+    async fn lock_once(
+        &self,
+        session: SessionId,
+    ) -> Result<(Transaction<'static, Postgres>, Option<LockedRow>), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query_as!(
+            LockedRow,
+            r#"
+            SELECT workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+                   last_processed_at, last_seq, machine, queued, owner, epoch, unclean
+            FROM session_state
+            WHERE session_id = $1
+            FOR UPDATE
+            "#,
+            session.0,
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        Ok((tx, row))
+    }
+
+    /// Whether an append whose commit broke off has happened after all, by its last row. A transaction
+    /// that the database has not ended yet holds the lock, so this waits for its end.
+    async fn landed(&self, session: SessionId, last: Option<&Row>) -> bool {
+        let Some(last) = last else { return false };
+        for _ in 0..LANDED_LOOKS {
+            match self.landed_once(session, last).await {
+                Ok(landed) => return landed,
+                Err(error) if error.is_transient() => tokio::time::sleep(LANDED_PAUSE).await,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    async fn landed_once(&self, session: SessionId, last: &Row) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!(
+            "SELECT last_seq FROM session_state WHERE session_id = $1 FOR UPDATE",
+            session.0,
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        Ok(sqlx::query_scalar!(
+            r#"
+            SELECT EXISTS (SELECT FROM events WHERE session_id = $1 AND seq = $2 AND event_id = $3)
+                AS "exists!"
+            "#,
+            session.0,
+            last.seq,
+            last.id.0,
+        )
+        .fetch_one(&mut *tx)
+        .await?)
+    }
+}
+
+struct LockedRow {
+    workspace_id: Uuid,
+    now: jiff_sqlx::Timestamp,
+    last_processed_at: jiff_sqlx::Timestamp,
+    last_seq: i64,
+    machine: String,
+    queued: Vec<i64>,
+    owner: Option<Uuid>,
+    epoch: i64,
+    unclean: bool,
+}
+
+/// The connection is at fault, not the database: another one may do.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // The server's last word on a connection when it shuts down.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == "57P01"),
+        _ => false,
     }
 }
 
@@ -375,7 +478,8 @@ async fn read_cold(
     let row = sqlx::query!(
         r#"
         SELECT archived_at AS "archived_at: jiff_sqlx::Timestamp", title,
-               CASE WHEN $2 THEN metadata END AS metadata, CASE WHEN $2 THEN agent END AS agent
+               CASE WHEN $2 THEN metadata END AS metadata, CASE WHEN $2 THEN agent END AS agent,
+               CASE WHEN $2 THEN (SELECT backend FROM sandboxes WHERE session_id = $1) END AS backend
         FROM sessions
         WHERE id = $1 AND deleted_at IS NULL
         "#,
@@ -386,6 +490,7 @@ async fn read_cold(
     .await?
     .ok_or(AppendError::NotFound)?;
     head.archived = row.archived_at.is_some();
+    head.backend = row.backend;
     head.cold = row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
         title: row.title,
         metadata,

@@ -174,7 +174,7 @@ impl Store {
         .await?)
     }
 
-    /// Records what became of a sandbox.
+    /// Records what became of a sandbox. `false` when its row is gone.
     ///
     /// # Errors
     /// Database faults.
@@ -183,8 +183,8 @@ impl Store {
         id: SandboxId,
         status: &str,
         handle: Option<&str>,
-    ) -> Result<(), StoreError> {
-        sqlx::query!(
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query!(
             r#"
             UPDATE sandboxes
             SET status = $2, handle = COALESCE($3, handle), used_at = clock_timestamp()
@@ -196,7 +196,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
     }
 
     /// Records the life of the hands that calls will be sent to. Comes before the first call.

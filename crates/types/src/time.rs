@@ -52,6 +52,13 @@ impl Timestamp {
         self.0
     }
 
+    /// This much later, or the latest there is.
+    #[must_use]
+    pub fn after(self, wait: std::time::Duration) -> Self {
+        let micros = i64::try_from(wait.as_micros()).unwrap_or(i64::MAX);
+        Self::from_micros(self.as_micros().saturating_add(micros))
+    }
+
     /// Seconds from `earlier` to `self`; 0 when it lies later.
     #[must_use]
     pub fn seconds_since(self, earlier: Self) -> f64 {

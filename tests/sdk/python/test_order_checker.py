@@ -112,7 +112,16 @@ def interrupted_custom() -> list[Event]:
     return log.idle().events
 
 
-@pytest.mark.parametrize("log", [plain, tools, asked, retried, interrupted_custom])
+def interrupted_running() -> list[Event]:
+    log = Log().start().message()
+    running, waiting = log.request(ALLOW, ASK)
+    log.result(running, is_error=True)
+    log.result(waiting, is_error=True)
+    log.add("user.interrupt")
+    return log.idle().events
+
+
+@pytest.mark.parametrize("log", [plain, tools, asked, retried, interrupted_custom, interrupted_running])
 def test_legal_logs_pass(log) -> None:
     assert check(log()) == []
 

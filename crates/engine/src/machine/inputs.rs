@@ -49,7 +49,8 @@ impl Step<'_> {
         }
         let mut answered = Vec::new();
         for (index, input) in inputs.iter().enumerate() {
-            self.accept_one(index, input, &mut answered)?;
+            let before = index.checked_sub(1).map(|before| &inputs[before].kind);
+            self.accept_one(index, input, before, &mut answered)?;
         }
         for thread in answered {
             // Answers to some of the calls: the client is told which are left.
@@ -68,18 +69,28 @@ impl Step<'_> {
         &mut self,
         index: usize,
         input: &Input,
+        before: Option<&InputKind>,
         answered: &mut Vec<ThreadId>,
     ) -> Result<(), ApiError> {
         let primary = self.machine.primary().id;
         let fields = input.fields.clone();
         match &input.kind {
             InputKind::Message => {
-                self.refuse_while_waiting()?;
+                if self.machine.status == Status::Idle {
+                    self.refuse_while_waiting()?;
+                }
                 self.queue(primary, QueuedKind::Message, fields);
                 self.start_queued(primary);
             }
             InputKind::System => {
-                self.refuse_while_waiting()?;
+                // It belongs to the event before it; alone it must not come between a call and its
+                // result.
+                if !matches!(
+                    before,
+                    Some(InputKind::Message | InputKind::CustomResult { .. })
+                ) {
+                    self.refuse_while_waiting()?;
+                }
                 self.queue(primary, QueuedKind::System, fields);
             }
             InputKind::Interrupt { thread } => {
@@ -124,10 +135,10 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// While calls wait for the client and nothing runs, only answers are taken.
+    /// While calls wait for the client, only answers are taken.
     fn refuse_while_waiting(&self) -> Result<(), ApiError> {
         let waiting = self.machine.waiting();
-        if self.machine.status != Status::Idle || waiting.is_empty() {
+        if waiting.is_empty() {
             return Ok(());
         }
         let ids: Vec<String> = waiting.iter().map(ToString::to_string).collect();
@@ -197,6 +208,8 @@ impl Step<'_> {
         if !calls.is_empty() {
             self.drop_calls(thread, &calls);
             self.idle(thread, StopReason::EndTurn);
+            // What was sent while the turn still ran has been waiting for its end.
+            self.start_queued(thread);
         }
     }
 
@@ -295,6 +308,8 @@ impl Step<'_> {
                     .map(|t| t.id)
                     .collect();
                 for thread in threads {
+                    // Nobody will read what is still queued, but it has been dealt with.
+                    self.process_messages(thread, true);
                     self.emit(thread, &Payload::ThreadTerminated);
                 }
                 self.emit(primary, &Payload::SessionTerminated);
@@ -303,9 +318,11 @@ impl Step<'_> {
         }
     }
 
-    /// Tells what an update changed.
+    /// Tells what an update changed. A session that is over has no more to tell.
     pub fn updated(&mut self, fields: String) {
-        let primary = self.machine.primary().id;
-        self.emit(primary, &Payload::SessionUpdated { fields });
+        if self.machine.status != Status::Terminated {
+            let primary = self.machine.primary().id;
+            self.emit(primary, &Payload::SessionUpdated { fields });
+        }
     }
 }

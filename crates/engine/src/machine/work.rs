@@ -146,42 +146,42 @@ impl Step<'_> {
         self.settle(thread);
     }
 
-    /// Closes a request that failed: the session waits for another attempt, or the turn is over.
+    /// Closes a request that failed: the session waits for another attempt, or the turn is over. An
+    /// interrupt that was accepted meanwhile is left to be carried out.
     pub fn fail_request(&mut self, thread: ThreadId, span: EventId, failure: Failure) {
         let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else {
             return;
         };
-        let attempt = state.attempt + 1;
+        let (attempt, interrupted) = (state.attempt + 1, state.is_interrupted());
         self.end_span(thread, span, failure.usage);
+        if interrupted {
+            return;
+        }
         let Failure {
             error_type,
             message,
             retry_at,
             ..
         } = failure;
-        let Some(wake_at) = retry_at else {
-            self.emit(
-                thread,
-                &Payload::Error {
-                    error_type,
-                    message,
-                    retry: RetryStatus::Exhausted,
-                },
-            );
-            // The turn is dead, and so is what waited for it.
-            self.process_messages(thread, true);
-            self.idle(thread, StopReason::RetriesExhausted);
-            return;
+        let retry = match retry_at {
+            Some(_) => RetryStatus::Retrying,
+            None => RetryStatus::Exhausted,
         };
         self.emit(
             thread,
             &Payload::Error {
                 error_type,
                 message,
-                retry: RetryStatus::Retrying,
+                retry,
             },
         );
-        self.reschedule(thread, attempt, wake_at);
+        if let Some(wake_at) = retry_at {
+            self.reschedule(thread, attempt, wake_at);
+        } else {
+            // The turn is dead, and so is what waited for it.
+            self.process_messages(thread, true);
+            self.idle(thread, StopReason::RetriesExhausted);
+        }
     }
 
     fn end_span(&mut self, thread: ThreadId, span: EventId, usage: ModelUsage) {
@@ -211,9 +211,9 @@ impl Step<'_> {
 
     /// Writes the result of a call. `false` when the call needs none any more.
     pub fn finish_call(&mut self, thread: ThreadId, call: EventId, result: CallResult) -> bool {
-        let wanted = self
-            .thread(thread)
-            .is_some_and(|t| t.calls.iter().any(|c| c.id == call && c.is_runnable()));
+        let wanted = self.thread(thread).is_some_and(|t| {
+            t.status == Status::Running && t.calls.iter().any(|c| c.id == call && c.is_runnable())
+        });
         if wanted {
             let CallResult { content, is_error } = result;
             self.emit(
@@ -276,30 +276,44 @@ impl Step<'_> {
     }
 
     /// Takes over from a server that is gone, or from an answer that was lost: the session says so, a
-    /// request that was open is asked again, and calls that were under way go on.
-    pub fn recover(&mut self, thread: ThreadId) {
+    /// request that was open is asked again at `retry_at` if at all, and calls that were under way go
+    /// on. An interrupt that was accepted meanwhile is left to be carried out.
+    pub fn recover(&mut self, thread: ThreadId, retry_at: Option<Timestamp>) {
         let Some(state) = self.thread(thread).filter(|t| t.status == Status::Running) else {
             return;
         };
-        let (attempt, request) = (state.attempt, state.request);
-        let has_calls = !state.calls.is_empty();
-        if let Some(span) = request {
-            self.end_span(thread, span, ModelUsage::default());
-        }
-        self.emit(
-            thread,
-            &Payload::Error {
-                error_type: ErrorType::UnknownError,
-                message: "The server that ran this session stopped in the middle of its work; \
-                          another one goes on."
-                    .to_owned(),
-                retry: RetryStatus::Retrying,
-            },
-        );
-        let now = self.now;
-        self.reschedule(thread, attempt, now);
-        if has_calls {
-            self.run(thread);
+        let attempt = state.attempt;
+        let (has_calls, interrupted) = (!state.calls.is_empty(), state.is_interrupted());
+        let message = if retry_at.is_some() || state.request.is_none() {
+            "The server that ran this session stopped in the middle of its work; another one goes on."
+        } else {
+            "The server that ran this session stopped in the middle of its work, as it did at every \
+             attempt before."
+        };
+        let message = message.to_owned();
+        let error_type = ErrorType::UnknownError;
+        if let Some(span) = state.request {
+            let failure = Failure {
+                error_type,
+                message,
+                retry_at,
+                usage: ModelUsage::default(),
+            };
+            self.fail_request(thread, span, failure);
+        } else if !interrupted {
+            self.emit(
+                thread,
+                &Payload::Error {
+                    error_type,
+                    message,
+                    retry: RetryStatus::Retrying,
+                },
+            );
+            let now = self.now;
+            self.reschedule(thread, attempt, now);
+            if has_calls {
+                self.run(thread);
+            }
         }
     }
 }

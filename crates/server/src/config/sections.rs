@@ -25,10 +25,6 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Server {
     pub listen: SocketAddr,
-    #[serde(deserialize_with = "empty_is_none")]
-    pub internal_listen: Option<SocketAddr>,
-    #[serde(deserialize_with = "empty_is_none")]
-    pub internal_url: Option<String>,
     pub require_beta_header: bool,
     pub max_body_bytes: usize,
     pub body_timeout_seconds: u64,

@@ -332,7 +332,7 @@ pub(crate) async fn update(
 ) -> Result<Json<Session>> {
     let actor = principal.actor(&request);
     app.engine
-        .session_edit(principal.workspace, id, &actor, |cold, status| {
+        .session_edit(principal.workspace, id, &actor, move |cold, status| {
             edit(id, cold, status, body)
         })
         .await

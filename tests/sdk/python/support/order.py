@@ -264,7 +264,10 @@ class _Checker:
             if name in CALLS:
                 self.call(event)
         elif name in RESULTS:
-            self.result(event, RESULTS[name])
+            # The results of calls that an interrupt ends stand before or behind it, with nothing in between.
+            following = next((each for each in events[index:] if each["type"] not in RESULTS), None)
+            ended = self.interrupted or (following is not None and following["type"] == "user.interrupt")
+            self.result(event, RESULTS[name], ended)
         elif name in INBOUND:
             self.inbound(event)
 
@@ -347,7 +350,7 @@ class _Checker:
             self.denied.add(identity)
         self.open[identity] = "ask" if permission == "ask" else "run"
 
-    def result(self, event: Event, key: str) -> None:
+    def result(self, event: Event, key: str, ended: bool) -> None:
         identity = event.get(key)
         call = self.seen_calls.get(str(identity))
         if call is None:
@@ -361,7 +364,7 @@ class _Checker:
             self.bad("is the second result of its call")
         if identity in self.denied and not event.get("is_error"):
             self.bad("is a success of a denied call")
-        if identity in self.waiting() and not (self.interrupted and event.get("is_error")):
+        if identity in self.waiting() and not (ended and event.get("is_error")):
             self.bad("comes before the permission")
         self.finished.add(str(identity))
         self.open.pop(str(identity), None)

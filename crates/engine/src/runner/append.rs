@@ -1,0 +1,112 @@
+//! How a runner writes: decide under the lock, append, publish, take over the new state.
+
+use selfsame_store::{Actor, Appended, Change, Guard, Head, LeaseChange, ModelRequest, Row};
+use selfsame_types::{EventId, Timestamp};
+
+use super::{Runner, STORE_RETRIES, STORE_RETRY, Stopped};
+use crate::{
+    change::{change, works},
+    machine::{Machine, Step},
+};
+
+impl Runner {
+    pub(super) async fn append(
+        &mut self,
+        ledger: Option<&ModelRequest>,
+        decide: impl Fn(&mut Step<'_>) + Send + Sync,
+    ) -> Result<Option<Appended>, Stopped> {
+        self.append_at(ledger, |step, _| decide(step)).await
+    }
+
+    /// Appends what `decide` makes of the present state. While the database is away the decision is
+    /// repeated, so it must be one that a state it has already been applied to leaves alone.
+    pub(super) async fn append_at(
+        &mut self,
+        ledger: Option<&ModelRequest>,
+        decide: impl Fn(&mut Step<'_>, Timestamp) + Send + Sync,
+    ) -> Result<Option<Appended>, Stopped> {
+        let mut failures = 0;
+        loop {
+            match self.append_once(ledger, &decide).await {
+                Err(Stopped::Store(error)) if error.is_transient() && failures < STORE_RETRIES => {
+                    failures += 1;
+                    tracing::warn!(session = %self.session, %error, failures, "cannot append yet");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Lets the lease go in the same transaction when the session is done for now.
+    async fn append_once(
+        &mut self,
+        ledger: Option<&ModelRequest>,
+        decide: &(impl Fn(&mut Step<'_>, Timestamp) + Send + Sync),
+    ) -> Result<Option<Appended>, Stopped> {
+        let guard = Guard::Runner {
+            server: self.inner.server,
+            epoch: self.epoch,
+        };
+        let (known_seq, known) = (self.last_seq, &self.machine);
+        let mut found: Option<Result<(Machine, i64), serde_json::Error>> = None;
+        let appended = self
+            .inner
+            .store
+            .append(self.session, guard, &Actor::default(), |head: &Head| {
+                let machine = if head.last_seq == known_seq {
+                    known.clone()
+                } else {
+                    match serde_json::from_str(&head.machine) {
+                        Ok(machine) => machine,
+                        Err(error) => {
+                            found = Some(Err(error));
+                            return Ok(None);
+                        }
+                    }
+                };
+                let mut new_id = EventId::new;
+                let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
+                decide(&mut step, head.now);
+                let (machine, events) = step.finish();
+                found = Some(Ok((machine.clone(), head.last_seq)));
+                if events.is_empty() {
+                    return Ok(None);
+                }
+                let lease = if works(&machine) {
+                    LeaseChange::Keep
+                } else {
+                    LeaseChange::Release { unclean: false }
+                };
+                Ok(Some(Change {
+                    request: ledger.cloned(),
+                    ..change(&machine, events, head.now, lease)
+                }))
+            })
+            .await?;
+        if let Some(found) = found {
+            (self.machine, self.last_seq) = found?;
+        }
+        if let Some(appended) = &appended {
+            self.take_over(&appended.rows)?;
+            self.link.seen(self.last_seq);
+            self.inner.published(self.session, &appended.rows);
+        }
+        Ok(appended)
+    }
+
+    fn take_over(&mut self, rows: &[Row]) -> Result<(), Stopped> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
+            return Ok(());
+        };
+        for (thread, transcript) in &mut self.transcripts {
+            // Only what joins up: a gap is read from the log before the next request.
+            if transcript.last_seq + 1 == first.seq {
+                transcript.extend(rows.iter().filter(|row| row.thread == *thread))?;
+                transcript.last_seq = last.seq;
+            }
+        }
+        self.last_seq = last.seq;
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! One tool call, from the session's sandbox to the content of its result event.
+
+use std::time::Duration;
+
+use selfsame_sandbox::{Call, Content, SandboxError};
+use selfsame_types::SessionId;
+use serde_json::value::to_raw_value;
+use uuid::Uuid;
+
+use super::{STORE_RETRIES, STORE_RETRY};
+use crate::{Inner, fail, machine::CallResult, sandboxes::AcquireError};
+
+/// Attempts to give a call a sandbox before it gets an error result.
+const SANDBOX_ATTEMPTS: u32 = 3;
+
+/// Executes a call in the session's sandbox. Whatever happens, there is a result.
+///
+/// `sent` is the life of the hands that may know this call already. Another life cannot tell what
+/// became of it, so from there on it is never sent again.
+pub(super) async fn execute(
+    inner: &Inner,
+    session: SessionId,
+    epoch: i64,
+    call: &Call,
+    mut sent: Option<Uuid>,
+) -> CallResult {
+    let mut failures = 0;
+    let mut outages = 0;
+    loop {
+        let problem = match inner.sandboxes.acquire(session, epoch).await {
+            Ok(sandbox) => {
+                let life = sandbox.boot_id();
+                if sent.is_some_and(|before| before != life) {
+                    return failure(
+                        "The sandbox was restarted while this call was under way. Whether it took \
+                         effect is unknown: check before you repeat it.",
+                    );
+                }
+                fail::point("before_call_send");
+                sent = Some(life);
+                match watch(sandbox.call(call)).await {
+                    Ok(result) => return convert(result),
+                    Err(SandboxError::Refused(reason)) => return failure(&reason),
+                    Err(error) => AcquireError::from(error),
+                }
+            }
+            Err(error) => error,
+        };
+        if matches!(&problem, AcquireError::Store(error) if error.is_transient())
+            && outages < STORE_RETRIES
+        {
+            outages += 1;
+            tokio::time::sleep(STORE_RETRY).await;
+            continue;
+        }
+        failures += 1;
+        tracing::warn!(%session, error = %problem, failures, "a sandbox call failed");
+        if failures >= SANDBOX_ATTEMPTS {
+            metrics::counter!("selfsame_sandbox_failures_total").increment(1);
+            return failure(&format!("The sandbox is not available: {problem}"));
+        }
+        if !matches!(problem, AcquireError::Sandbox(SandboxError::Lost)) {
+            tokio::time::sleep(STORE_RETRY * failures).await;
+        }
+    }
+}
+
+/// Lets a crash test end the server while the call runs.
+async fn watch<T>(running: impl Future<Output = T>) -> T {
+    let mut running = std::pin::pin!(running);
+    tokio::select! {
+        biased;
+        done = &mut running => return done,
+        () = tokio::time::sleep(Duration::from_millis(50)) => fail::point("call_running"),
+    }
+    running.await
+}
+
+pub(super) fn failure(text: &str) -> CallResult {
+    convert(selfsame_sandbox::CallResult::error(text))
+}
+
+/// A result of the hands as event content.
+fn convert(result: selfsame_sandbox::CallResult) -> CallResult {
+    let blocks: Vec<serde_json::Value> = result
+        .content
+        .into_iter()
+        .map(|content| match content {
+            Content::Text(text) => serde_json::json!({"type": "text", "text": text}),
+            Content::Image {
+                media_type,
+                data_base64,
+            } => serde_json::json!({
+                "type": "image",
+                "source": {"type": "base64", "media_type": media_type, "data": data_base64},
+            }),
+            Content::Document {
+                media_type,
+                data_base64,
+            } => serde_json::json!({
+                "type": "document",
+                "source": {"type": "base64", "media_type": media_type, "data": data_base64},
+            }),
+        })
+        .collect();
+    CallResult {
+        content: to_raw_value(&blocks).expect("blocks serialize"),
+        is_error: result.is_error,
+    }
+}
