@@ -108,6 +108,36 @@ impl World {
     }
 }
 
+/// Sandboxes outlive their servers on purpose, so they are ended here, before their files go.
+impl Drop for World {
+    fn drop(&mut self) {
+        let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+        for data in entries(self.directory.path()) {
+            for sandbox in entries(&data.path().join("sandboxes")) {
+                end_hands(&sandbox.path());
+            }
+        }
+    }
+}
+
+/// Ends the hands of a plain-process sandbox, if they run.
+fn end_hands(sandbox: &Path) {
+    let Ok(record) = std::fs::read(sandbox.join("hands.json")) else {
+        return;
+    };
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+    let Some(pid) = record["pid"].as_u64() else {
+        return;
+    };
+    // The number may belong to somebody else by now.
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if String::from_utf8_lossy(&command).contains(&sandbox.display().to_string()) {
+        let _ = std::process::Command::new("kill")
+            .arg(pid.to_string())
+            .status();
+    }
+}
+
 /// One `selfsame serve`.
 pub struct Server {
     child: Child,
@@ -127,7 +157,6 @@ impl Server {
     /// Starts a server without waiting for anything.
     pub async fn launch(environment: &BTreeMap<String, String>, directory: &Path) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port().await?);
-        let internal = format!("127.0.0.1:{}", free_port().await?);
         let log = directory.join(format!(
             "serve-{}.log",
             listen.rsplit(':').next().unwrap_or("")
@@ -138,7 +167,6 @@ impl Server {
             .current_dir(directory)
             .env_remove("DATABASE_URL")
             .env("SELFSAME__SERVER__LISTEN", &listen)
-            .env("SELFSAME__SERVER__INTERNAL_LISTEN", internal)
             .envs(environment)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

@@ -73,6 +73,15 @@ async function start() {
   return directory;
 }
 
+// Those of a server whose database goes, too: nobody else would know of them.
+function removeSandboxes(log) {
+  const deployment = existsSync(log) && /deployment\.id=([0-9a-f-]+)/.exec(readFileSync(log, 'utf8'))?.[1];
+  if (!deployment || (process.env.SELFSAME_TEST_BACKEND ?? 'docker') !== 'docker') return;
+  const label = `label=dev.selfsame.deployment=${deployment}`;
+  const ids = execFileSync('docker', ['ps', '-aq', '--filter', label], { encoding: 'utf8' }).split('\n').filter(Boolean);
+  if (ids.length) execFileSync('docker', ['rm', '-f', ...ids], { stdio: 'ignore' });
+}
+
 async function stop(directory) {
   for (const child of children.reverse()) {
     if (child.exitCode !== null) continue;
@@ -82,6 +91,7 @@ async function stop(directory) {
     await gone;
     clearTimeout(late);
   }
+  if (directory) removeSandboxes(join(directory, 'serve.log'));
   if (directory && !process.env.SELFSAME_KEEP) rmSync(directory, { recursive: true, force: true });
 }
 

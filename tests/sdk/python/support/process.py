@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self.directory is not None:
+            remove_sandboxes(self.directory / "serve.log")
         if self.directory is not None and not os.environ.get("SELFSAME_KEEP"):
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -61,6 +64,17 @@ def from_environment() -> Server | None:
         read_only_key=os.environ["SELFSAME_READ_ONLY_KEY"],
         mock_url=os.environ["SELFSAME_MOCK_URL"],
     )
+
+
+def remove_sandboxes(log: Path) -> None:
+    """Those of a server whose database goes, too: nobody else would know of them."""
+    deployment = re.search(r"deployment\.id=([0-9a-f-]+)", log.read_text(errors="replace")) if log.exists() else None
+    if deployment is None or os.environ.get("SELFSAME_TEST_BACKEND", "docker") != "docker":
+        return
+    label = f"label=dev.selfsame.deployment={deployment[1]}"
+    listed = subprocess.run(["docker", "ps", "-aq", "--filter", label], check=True, capture_output=True, text=True)
+    if listed.stdout:
+        subprocess.run(["docker", "rm", "-f", *listed.stdout.split()], check=False, capture_output=True)
 
 
 def binary() -> str:
