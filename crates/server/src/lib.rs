@@ -24,3 +24,4 @@ pub mod router;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod unread;

@@ -3,7 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use axum::{
-    Router, http::StatusCode, middleware::from_fn_with_state, response::Response, routing::get,
+    Router,
+    http::Uri,
+    middleware::{from_fn, from_fn_with_state},
+    response::Response,
+    routing::get,
 };
 use selfsame_types::{ApiError, ErrorKind};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -15,7 +19,7 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{agents, environments, events, models, operations, sessions, streams, threads},
-    middleware, openapi,
+    middleware, openapi, unread,
 };
 
 /// The API proper: what official clients call. Each route is behind the authentication.
@@ -80,6 +84,7 @@ pub(crate) fn assemble(app: Arc<App>, api: Router<Arc<App>>) -> Router {
         .fallback(unknown_route)
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::observe))
+        .layer(from_fn(unread::layer))
         .with_state(app)
 }
 
@@ -87,7 +92,69 @@ async fn openapi_json() -> Response {
     json_response(document())
 }
 
-async fn unknown_route() -> (StatusCode, Error) {
-    let error = ApiError::new(ErrorKind::NotFound, "There is no such path");
-    (StatusCode::NOT_FOUND, error.into())
+/// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
+/// a session or an environment, and what a person calls it.
+const NOT_OFFERED: [(&str, &str); 13] = [
+    ("files", "files"),
+    ("skills", "skills"),
+    ("vaults", "vaults"),
+    ("memory_stores", "memory stores"),
+    ("deployments", "deployments"),
+    ("deployment_runs", "deployments"),
+    ("dreams", "dreams"),
+    ("tunnels", "tunnels"),
+    ("webhooks", "webhooks"),
+    ("user_profiles", "user profiles"),
+    ("organizations", "the management of organizations"),
+    ("sessions/*/resources", "session resources"),
+    ("environments/*/work", "self-hosted workers"),
+];
+
+async fn unknown_route(uri: Uri) -> Error {
+    match not_offered(uri.path()) {
+        Some(what) => {
+            ApiError::not_implemented(format!("This server does not offer {what} yet")).into()
+        }
+        None => ApiError::new(ErrorKind::NotFound, "There is no such path").into(),
+    }
+}
+
+fn not_offered(path: &str) -> Option<&'static str> {
+    let segments: Vec<&str> = path.strip_prefix("/v1/")?.split('/').collect();
+    NOT_OFFERED
+        .iter()
+        .find(|(pattern, _)| {
+            let pattern: Vec<&str> = pattern.split('/').collect();
+            segments.len() >= pattern.len()
+                && pattern
+                    .iter()
+                    .zip(&segments)
+                    .all(|(wanted, segment)| *wanted == "*" || wanted == segment)
+        })
+        .map(|(_, what)| *what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_offered;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (path, what) in [
+            ("/v1/files", Some("files")),
+            ("/v1/skills/skill_01/versions", Some("skills")),
+            ("/v1/sessions/sesn_01/resources", Some("session resources")),
+            (
+                "/v1/environments/env_01/work/poll",
+                Some("self-hosted workers"),
+            ),
+            ("/v1/sessions/sesn_01", None),
+            ("/v1/environments/env_01/works", None),
+            ("/v1/filesystem", None),
+            ("/files", None),
+            ("/v1/", None),
+        ] {
+            assert_eq!(not_offered(path), what, "{path}");
+        }
+    }
 }

@@ -105,19 +105,13 @@ async fn a_used_environment_stays(pool: PgPool) {
     let agent = app
         .post("/v1/agents", json!({"name": "n", "model": "m"}))
         .await;
-    let agent: selfsame_types::AgentId = agent.body["id"].as_str().unwrap().parse().unwrap();
-    let id: EnvironmentId = environment["id"].as_str().unwrap().parse().unwrap();
-    sqlx::query(
-        "INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id, agent,
-            environment, metadata, created_at, archived_at)
-         VALUES (gen_random_uuid(), $1, $2, 1, $3, '{}', '{}', '{}', now(), now())",
-    )
-    .bind(app.workspace.0)
-    .bind(agent.0)
-    .bind(id.0)
-    .execute(&pool)
-    .await
-    .unwrap();
+    let session = app
+        .post(
+            "/v1/sessions",
+            json!({"agent": agent.body["id"], "environment_id": environment["id"]}),
+        )
+        .await;
+    assert_eq!(session.status, 200, "{session}");
     let refused = app.delete(&path(&environment)).await;
     assert_error(&refused, 409, "conflict_error", "is used by sessions");
     assert_eq!(refused.header("x-should-retry"), "false");
@@ -187,4 +181,22 @@ async fn lists_page_and_filter(pool: PgPool) {
     }
     let foreign = app.get(&format!("/v1/agents?page={next}")).await;
     assert_error(&foreign, 400, "invalid_request_error", "not a cursor");
+}
+
+#[sqlx::test(migrator = "selfsame_store::MIGRATOR")]
+async fn no_session_runs_without_the_packages_it_was_promised(pool: PgPool) {
+    let app = TestApp::new(pool).await;
+    let agent = app
+        .post("/v1/agents", json!({"name": "n", "model": "m"}))
+        .await;
+    let config = json!({"type": "cloud", "packages": {"pip": ["requests"]}});
+    let environment = app
+        .post("/v1/environments", json!({"name": "a", "config": config}))
+        .await;
+    assert_eq!(environment.status, 200, "{environment}");
+    let body = json!({"agent": agent.body["id"], "environment_id": environment.body["id"]});
+    let refused = app.post("/v1/sessions", body).await;
+    assert_error(&refused, 501, "api_error", "lists packages");
+    let sessions = app.get("/v1/sessions").await;
+    assert_eq!(sessions.body["data"], json!([]));
 }
