@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -136,27 +137,25 @@ impl Docker {
             .collect())
     }
 
-    /// Waits until so many sandboxes are in a state.
-    pub async fn wait(&self, deployment: &str, state: &str, count: usize) -> Result<()> {
-        let deadline = Instant::now() + world::DEADLINE;
+    /// Waits until every sandbox has been stopped.
+    pub async fn wait_stopped(&self, deployment: &str) -> Result<()> {
+        let deadline = Instant::now() + 2 * world::DEADLINE;
         loop {
             let sandboxes = self.sandboxes(deployment).await?;
-            if sandboxes.iter().filter(|(_, is)| is == state).count() >= count {
+            if sandboxes.iter().all(|(_, state)| state == "exited") {
                 return Ok(());
             }
-            ensure!(
-                Instant::now() < deadline,
-                "never {count} sandboxes {state}: {sandboxes:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            ensure!(Instant::now() < deadline, "never stopped: {sandboxes:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
     /// Removes everything that a deployment has made, its servers being gone.
     pub async fn remove_all(&self, deployment: &str) -> Result<()> {
-        for (id, _) in self.sandboxes(deployment).await? {
-            self.remove(&id).await?;
-        }
-        Ok(())
+        let sandboxes = self.sandboxes(deployment).await?;
+        let removals = stream::iter(sandboxes)
+            .map(|(id, _)| async move { self.remove(&id).await })
+            .buffer_unordered(4);
+        removals.try_collect::<()>().await
     }
 }

@@ -128,20 +128,16 @@ fn micros(event: &Value) -> Result<Duration> {
     ))
 }
 
+/// Ten turns each in a few sessions: what a turn costs, not what a long conversation does.
 pub(crate) async fn turns(bench: &mut Bench, server: &Server) -> Result<()> {
     let client = server.client();
-    let session = client.session(json!([])).await?;
-    let mut tap = listen(&client, &session).await?;
     let mut times = Vec::new();
-    for turn in 0..150 {
-        let text = format!("turn {turn}");
-        let begin = Instant::now();
-        let (said, idle) = tokio::join!(
-            client.say(&session, &text),
-            tap.until("session.status_idle")
-        );
-        said?;
-        times.push(idle?.at - begin);
+    for _ in 0..15 {
+        let session = client.session(json!([])).await?;
+        let mut tap = listen(&client, &session).await?;
+        for turn in 0..10 {
+            times.push(turn_of(&client, &session, &mut tap, turn).await?);
+        }
     }
     // The first ones open connections.
     let sample = Sample::new(times.split_off(5));
@@ -150,6 +146,14 @@ pub(crate) async fn turns(bench: &mut Bench, server: &Server) -> Result<()> {
         .floor("commit", bench.commit.p50());
     bench.report.add(figure);
     Ok(())
+}
+
+async fn turn_of(client: &Client, session: &str, tap: &mut Tap, turn: usize) -> Result<Duration> {
+    let text = format!("turn {turn}");
+    let begin = Instant::now();
+    let (said, idle) = tokio::join!(client.say(session, &text), tap.until("session.status_idle"));
+    said?;
+    Ok(idle?.at - begin)
 }
 
 /// From the request that appends to the first byte at a listener: request and commit included.

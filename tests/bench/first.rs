@@ -128,12 +128,12 @@ async fn first(
 /// A message to a session whose sandbox was stopped for being idle.
 async fn stopped(bench: &mut Bench) -> Result<()> {
     const SESSIONS: usize = 6;
+    bench.clear().await?;
     let server = bench
         .server(&[("SELFSAME__SANDBOX__IDLE_STOP_SECONDS", "1")])
         .await?;
     let client = server.client();
     let (agent, environment) = parts(&client, &bash()).await?;
-    let before = exited(bench).await?;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
         let body = opening(&agent, &environment, "one call");
@@ -145,17 +145,12 @@ async fn stopped(bench: &mut Bench) -> Result<()> {
         sessions.push(id(&session)?.to_owned());
     }
     // The reaper looks every ten seconds or so.
-    let deadline = Instant::now() + Duration::from_secs(40);
-    let ids = "SELECT count(*) FROM sandboxes WHERE session_id IS NOT NULL AND status = 'running'";
-    while floor::query(&bench.world, ids).await? != "0" {
-        ensure!(Instant::now() < deadline, "never stopped");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    if let Some(docker) = &bench.docker {
-        let deployment = floor::query(&bench.world, "SELECT id FROM deployment").await?;
-        docker
-            .wait(&deployment, "exited", before + SESSIONS)
-            .await?;
+    match &bench.docker {
+        Some(docker) => {
+            let deployment = floor::query(&bench.world, "SELECT id FROM deployment").await?;
+            docker.wait_stopped(&deployment).await?;
+        }
+        None => return Ok(()),
     }
     let mut times = Vec::new();
     for session in &sessions {
@@ -180,16 +175,4 @@ async fn stopped(bench: &mut Bench) -> Result<()> {
         .target(300.0),
     );
     Ok(())
-}
-
-async fn exited(bench: &Bench) -> Result<usize> {
-    let Some(docker) = &bench.docker else {
-        return Ok(0);
-    };
-    let deployment = floor::query(&bench.world, "SELECT id FROM deployment").await?;
-    let sandboxes = docker.sandboxes(&deployment).await?;
-    Ok(sandboxes
-        .iter()
-        .filter(|(_, state)| state == "exited")
-        .count())
 }

@@ -1,6 +1,6 @@
 //! The other figures: starting, many sessions at once, memory.
 
-use std::{collections::HashMap, fs};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -44,7 +44,7 @@ pub(crate) async fn fifty(bench: &mut Bench) -> Result<()> {
     let server = bench.server(&[]).await?;
     let client = server.client();
     let mut times = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..2 {
         let (agent, environment) = parts(&client, &bash()).await?;
         let body = opening(&agent, &environment, "hi");
         let begin = Instant::now();
@@ -106,7 +106,8 @@ pub(crate) async fn throughput(bench: &mut Bench) -> Result<()> {
     let commits = floor::commits_at_once(&bench.world).await?;
     let body = opening(&agent, &environment, "one call");
     let next = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let before = ticks(server.pid()?)?;
+    let directory = bench.world.path("data").canonicalize()?;
+    let before = ticks(server.pid()?, &directory)?;
     let begin = Instant::now();
     let mut running = JoinSet::new();
     for _ in 0..AT_ONCE {
@@ -127,14 +128,10 @@ pub(crate) async fn throughput(bench: &mut Bench) -> Result<()> {
         sessions.extend(done??);
     }
     let took = begin.elapsed();
-    let after = ticks(server.pid()?)?;
+    let after = ticks(server.pid()?, &directory)?;
     // A hundredth of a second is a tick on Linux.
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let share = |ticks: u64| ticks as f64 / 100.0 / took.as_secs_f64();
-    let (own, below) = (
-        after.own - before.own,
-        after.below.saturating_sub(before.below),
-    );
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let per_second = sessions.len() as f64 / took.as_secs_f64();
     bench.report.add(
@@ -147,8 +144,8 @@ pub(crate) async fn throughput(bench: &mut Bench) -> Result<()> {
         .note(format!("{commits:.0} commits/s over 16 connections"))
         .note(format!(
             "CPU: server {:.2} cores, sandbox processes {:.2} cores",
-            share(own),
-            share(below)
+            share(after.server - before.server),
+            share(after.sandboxes.saturating_sub(before.sandboxes))
         )),
     );
     // Their processes outlive a killed server: they go with their sessions.
@@ -190,62 +187,37 @@ fn resident_kb(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
-/// CPU time of a process, and of everything that it has started.
+/// CPU time of the server, and of the processes in the sandboxes of this run, in ticks.
 struct Ticks {
-    own: u64,
-    below: u64,
+    server: u64,
+    sandboxes: u64,
 }
 
-fn ticks(server: u32) -> Result<Ticks> {
-    // pid -> parent, own time, time of children that have ended
-    let mut processes = HashMap::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        // Behind the name, which may hold anything.
-        let fields: Vec<_> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        let number = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|text| text.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        let parent = u32::try_from(number(1)).unwrap_or(0);
-        processes.insert(
-            pid,
-            (parent, number(11) + number(12), number(13) + number(14)),
-        );
-    }
-    let (_, own, ended) = processes.get(&server).context("the server is gone")?;
-    let is_below = |mut pid: u32| {
-        while let Some((parent, _, _)) = processes.get(&pid) {
-            if *parent == server {
-                return true;
-            }
-            pid = *parent;
-        }
-        false
+fn ticks(server: u32, directory: &Path) -> Result<Ticks> {
+    // The fields behind the name, which may hold anything; own time, and that of children which ended.
+    let of = |path: &Path| {
+        let stat = fs::read_to_string(path.join("stat")).ok()?;
+        let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
+        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        Some((number(11)? + number(12)?, number(13)? + number(14)?))
     };
-    let below: u64 = processes
-        .iter()
-        .filter(|(pid, _)| is_below(**pid))
-        .map(|(_, (_, own, ended))| own + ended)
-        .sum();
+    let directory = directory.as_os_str().as_encoded_bytes();
+    let mut sandboxes = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        // Each has the sandbox's directory in its environment.
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let inside = environment
+            .split(|byte| *byte == 0)
+            .filter_map(|line| line.strip_prefix(b"HANDS_SANDBOX="))
+            .any(|value| value.starts_with(directory));
+        if inside {
+            let (own, ended) = of(&entry.path()).unwrap_or_default();
+            sandboxes += own + ended;
+        }
+    }
+    let (own, _) = of(Path::new(&format!("/proc/{server}"))).context("the server is gone")?;
     Ok(Ticks {
-        own: *own,
-        below: below + ended,
+        server: own,
+        sandboxes,
     })
 }

@@ -60,12 +60,7 @@ async fn main() -> Result<()> {
     bench.conditions().await?;
     let measured = bench.run().await;
     // Whatever happened, no container stays.
-    if let Some(docker) = &bench.docker {
-        let deployment = floor::query(&bench.world, "SELECT id FROM deployment").await?;
-        if !deployment.is_empty() {
-            docker.remove_all(&deployment).await?;
-        }
-    }
+    bench.clear().await?;
     measured?;
     let took = begin.elapsed().as_secs();
     bench.report.condition(format!("the run took {took} s"));
@@ -143,6 +138,20 @@ impl Bench {
         ];
         all.extend(settings);
         self.world.server_with(&all).await
+    }
+
+    /// Removes all sandboxes of servers that are gone.
+    async fn clear(&self) -> Result<()> {
+        let Some(docker) = &self.docker else {
+            return Ok(());
+        };
+        let known = floor::query(&self.world, "SELECT to_regclass('deployment')").await?;
+        if !known.is_empty() {
+            let deployment = floor::query(&self.world, "SELECT id FROM deployment").await?;
+            docker.remove_all(&deployment).await?;
+            floor::query(&self.world, "DELETE FROM sandboxes").await?;
+        }
+        Ok(())
     }
 
     async fn conditions(&mut self) -> Result<()> {

@@ -280,6 +280,9 @@ async fn sweep_once(inner: &Inner) {
 }
 
 async fn warm(inner: &Inner) {
+    // One is taken because a session is about to work in it: making the next one takes a whole core for
+    // a while, and must not begin under that session's first command.
+    const REFILL_AFTER: Duration = Duration::from_millis(250);
     loop {
         let pause = match inner.sandboxes.warm_one().await {
             Ok(true) => continue,
@@ -290,7 +293,7 @@ async fn warm(inner: &Inner) {
             }
         };
         tokio::select! {
-            () = inner.sandboxes.taken() => {}
+            () = inner.sandboxes.taken() => tokio::time::sleep(REFILL_AFTER).await,
             () = tokio::time::sleep(jittered(pause)) => {}
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use selfsame_store::{
     Actor, AppendError, Appended, Change, Cold, End, EventQuery, FirstState, Guard, Head,
-    LeaseChange, NewSession, Row, SessionRecord, StoreError,
+    LeaseChange, NewSession, Row, SessionRecord,
 };
 use selfsame_types::{
     ApiError, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
@@ -34,6 +34,8 @@ pub(crate) const UNREADABLE_PAUSE: std::time::Duration = std::time::Duration::fr
 #[derive(Debug)]
 pub struct NewSessionRequest {
     pub workspace: WorkspaceId,
+    /// By the database's clock.
+    pub created_at: Timestamp,
     pub agent: AgentSnapshot,
     pub environment_id: EnvironmentId,
     /// The environment's configuration as JSON text.
@@ -95,19 +97,29 @@ impl Engine {
         let spec = Arc::new(Spec::new(request.agent.clone(), &inner.models));
         let needs_sandbox = request.agent.spec.needs_sandbox();
         let here = inner.room() > 0;
-        // Refused before anything is written: what a session refuses is the same at every time.
-        let mut begun = Vec::new();
-        let mut decide = |now: Timestamp| -> Result<(Machine, Vec<_>), ApiError> {
-            let machine = Machine::new(thread, request.agent.spec.name.clone());
-            let mut new_id = EventId::new;
-            let mut step = Step::new(machine, 0, now, &mut new_id);
-            step.accept(id, &inputs)?;
-            if here {
-                begun = begin(&mut step);
-            }
-            Ok(step.finish())
+        let now = request.created_at;
+        let machine = Machine::new(thread, request.agent.spec.name.clone());
+        let mut new_id = EventId::new;
+        let mut step = Step::new(machine, 0, now, &mut new_id);
+        step.accept(id, &inputs)?;
+        let owner = (here && works(&step.machine)).then_some(inner.server);
+        let begun = match owner {
+            Some(_) => begin(&mut step),
+            None => Vec::new(),
         };
-        decide(Timestamp::from_micros(0))?;
+        let (machine, events) = step.finish();
+        let change = change(&machine, events, now, LeaseChange::Keep);
+        let first = FirstState {
+            status: change.status,
+            thread_status: change.threads[0].status,
+            thread_view: change.threads[0].view.clone(),
+            machine: change.machine,
+            view: change.view,
+            queued: change.queued,
+            wake_at: change.wake_at,
+            events: change.events,
+            owner,
+        };
         let new = NewSession {
             id,
             workspace: request.workspace,
@@ -120,41 +132,20 @@ impl Engine {
             metadata: request.metadata,
             created_by: request.actor.key,
             request_id: request.actor.request,
+            created_at: now,
             thread,
             thread_agent: text(&request.agent.thread_agent()),
         };
         let created = inner
             .store
-            .session_create(new, |now| {
-                let (machine, events) = decide(now).unwrap_or_else(|_| {
-                    (
-                        Machine::new(thread, request.agent.spec.name.clone()),
-                        Vec::new(),
-                    )
-                });
-                let owner = (here && works(&machine)).then_some(inner.server);
-                let change = change(&machine, events, now, LeaseChange::Keep);
-                FirstState {
-                    status: change.status,
-                    thread_status: change.threads[0].status,
-                    thread_view: change.threads[0].view.clone(),
-                    machine: change.machine,
-                    view: change.view,
-                    queued: change.queued,
-                    wake_at: change.wake_at,
-                    events: change.events,
-                    owner,
-                }
-            })
+            .session_create(new, first)
             .await?
             .ok_or(AppendError::NotFound)?;
         inner.published(id, &created.rows);
         if needs_sandbox {
             inner.provision(id);
         }
-        if created.record.epoch > 0 {
-            let machine: Machine = serde_json::from_str(&created.record.machine)
-                .map_err(|source| StoreError::corrupt("session_state", "machine", id)(source))?;
+        if owner.is_some() {
             let start = Start {
                 session: id,
                 epoch: created.record.epoch,

@@ -23,13 +23,13 @@ pub struct AgentFilter {
 }
 
 /// One version of an agent, with what belongs to the agent as a whole.
-struct Row {
-    id: Uuid,
-    version: i32,
-    config: String,
-    created_at: jiff_sqlx::Timestamp,
-    updated_at: jiff_sqlx::Timestamp,
-    archived_at: Option<jiff_sqlx::Timestamp>,
+pub(crate) struct Row {
+    pub(crate) id: Uuid,
+    pub(crate) version: i32,
+    pub(crate) config: String,
+    pub(crate) created_at: jiff_sqlx::Timestamp,
+    pub(crate) updated_at: jiff_sqlx::Timestamp,
+    pub(crate) archived_at: Option<jiff_sqlx::Timestamp>,
 }
 
 impl TryFrom<Row> for Agent {

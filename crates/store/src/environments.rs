@@ -32,15 +32,15 @@ pub enum Deletion {
     InUse,
 }
 
-struct Row {
-    id: Uuid,
-    name: String,
-    description: Option<String>,
-    config: String,
-    metadata: String,
-    created_at: jiff_sqlx::Timestamp,
-    updated_at: jiff_sqlx::Timestamp,
-    archived_at: Option<jiff_sqlx::Timestamp>,
+pub(crate) struct Row {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
+    pub(crate) config: String,
+    pub(crate) metadata: String,
+    pub(crate) created_at: jiff_sqlx::Timestamp,
+    pub(crate) updated_at: jiff_sqlx::Timestamp,
+    pub(crate) archived_at: Option<jiff_sqlx::Timestamp>,
 }
 
 impl TryFrom<Row> for Environment {

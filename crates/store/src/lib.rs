@@ -13,6 +13,7 @@ mod leases;
 mod log;
 mod notify;
 mod sandboxes;
+mod session_create;
 mod sessions;
 
 pub use agents::AgentFilter;
@@ -27,10 +28,8 @@ pub use log::{
 };
 pub use notify::Listener;
 pub use sandboxes::SandboxRecord;
-pub use sessions::{
-    Created, CreatedKey, FirstState, NewSession, Position, SessionQuery, SessionRecord,
-    ThreadRecord,
-};
+pub use session_create::{Created, FirstState, NewSession, SessionParts};
+pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

@@ -1,53 +1,14 @@
-//! Sessions and their threads: creation, reading, lists, title and metadata, deletion.
+//! Sessions and their threads: reading, lists, title and metadata, deletion.
 //!
 //! The cold row (`sessions`) and the hot one (`session_state`) are read together and always give one
 //! session object. Everything that appends events goes through [`Store::append`](crate::Store::append).
 
 use selfsame_types::{
-    AgentId, EnvironmentId, KeyId, SessionId, ThreadId, Timestamp, WorkspaceId, event::NewEvent,
-    page::Order,
+    AgentId, EnvironmentId, SessionId, ThreadId, Timestamp, WorkspaceId, page::Order,
 };
 use sqlx::{Postgres, QueryBuilder};
 
-use crate::{
-    Row, Store, StoreError,
-    log::{Columns, render_rows},
-    time,
-};
-
-/// A session to create, with the first events of its log.
-#[derive(Debug)]
-pub struct NewSession {
-    pub id: SessionId,
-    pub workspace: WorkspaceId,
-    pub agent_id: AgentId,
-    pub agent_version: i32,
-    pub environment_id: EnvironmentId,
-    /// JSON texts, as stored and shown.
-    pub agent: String,
-    pub environment: String,
-    pub title: Option<String>,
-    pub metadata: String,
-    pub created_by: Option<KeyId>,
-    pub request_id: Option<String>,
-    pub thread: ThreadId,
-    pub thread_agent: String,
-}
-
-/// The hot half of a new session, decided once its time of creation is known.
-#[derive(Debug)]
-pub struct FirstState {
-    pub events: Vec<NewEvent>,
-    pub status: &'static str,
-    pub thread_status: &'static str,
-    pub machine: String,
-    pub view: String,
-    pub thread_view: String,
-    pub queued: Vec<i64>,
-    pub wake_at: Option<Timestamp>,
-    /// The server that starts driving it at once.
-    pub owner: Option<selfsame_types::ServerId>,
-}
+use crate::{Store, StoreError, time};
 
 /// A session as read: JSON texts are still texts.
 #[derive(Debug, Clone)]
@@ -161,134 +122,7 @@ pub struct ThreadRecord {
     pub now: Timestamp,
 }
 
-/// A created session: its record, the first rows of its log, and the epoch of its first lease.
-#[derive(Debug)]
-pub struct Created {
-    pub record: SessionRecord,
-    pub rows: Vec<Row>,
-}
-
 impl Store {
-    /// Creates a session, its primary thread and its first events in one transaction. `None` when the
-    /// environment is not there or not in use any more.
-    ///
-    /// # Errors
-    /// Database faults; a vanished agent or environment shows as a foreign key constraint.
-    pub async fn session_create(
-        &self,
-        new: NewSession,
-        decide: impl FnOnce(Timestamp) -> FirstState + Send,
-    ) -> Result<Option<Created>, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        // The shared lock holds off whoever archives or deletes the environment meanwhile.
-        let now = sqlx::query_scalar!(
-            r#"
-            WITH environment AS (
-                SELECT id FROM environments
-                WHERE id = $5 AND workspace_id = $2 AND archived_at IS NULL AND deleted_at IS NULL
-                FOR SHARE
-            )
-            INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id, agent,
-                                  environment, title, metadata, created_by, created_at)
-            SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, clock_timestamp()
-            FROM environment
-            RETURNING created_at
-            "#,
-            new.id.0,
-            new.workspace.0,
-            new.agent_id.0,
-            new.agent_version,
-            new.environment_id.0,
-            new.agent,
-            new.environment,
-            new.title,
-            new.metadata,
-            new.created_by.map(|key| key.0),
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(now) = now else { return Ok(None) };
-        let at = time(now);
-        let first = decide(at);
-        let rows = render_rows(&first.events, 0, at);
-        let columns = Columns::of(&rows);
-        let last_seq = rows.last().map_or(0, |row| row.seq);
-        let epoch = i64::from(first.owner.is_some());
-        sqlx::query!(
-            r#"
-            WITH state AS (
-                INSERT INTO session_state (session_id, workspace_id, status, updated_at, last_seq,
-                    last_processed_at, queued, view, machine, primary_thread, owner, epoch, wake_at,
-                    accepted_seq, accepted_at)
-                VALUES ($1, $2, $3, $4, $5, $4, $6, $7, $8, $9, $10, $11, $12,
-                        CASE WHEN $5::bigint > 0 THEN 0 END,
-                        CASE WHEN $5::bigint > 0 THEN $4::timestamptz END)
-            ), thread AS (
-                INSERT INTO session_threads (id, session_id, position, agent, status, view,
-                                             created_at, updated_at)
-                VALUES ($9, $1, 0, $13, $14, $15, $4, $4)
-            )
-            INSERT INTO events (session_id, seq, event_id, thread_id, on_session, type,
-                                processed_at, body, private, actor_key, request_id)
-            SELECT $1, seq, event_id, thread_id, on_session, type,
-                   CASE WHEN processed THEN $4::timestamptz END, body, private, $16, $17
-            FROM unnest($18::bigint[], $19::uuid[], $20::uuid[], $21::boolean[], $22::text[],
-                        $23::boolean[], $24::text[], $25::text[])
-              AS e (seq, event_id, thread_id, on_session, type, processed, body, private)
-            "#,
-            new.id.0,
-            new.workspace.0,
-            first.status,
-            now as _,
-            last_seq,
-            &first.queued,
-            first.view,
-            first.machine,
-            new.thread.0,
-            first.owner.map(|server| server.0),
-            epoch,
-            first
-                .wake_at
-                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
-            new.thread_agent,
-            first.thread_status,
-            first.thread_view,
-            new.created_by.map(|key| key.0),
-            new.request_id,
-            &columns.seqs,
-            &columns.ids,
-            &columns.threads,
-            &columns.on_session,
-            &columns.types as _,
-            &columns.processed,
-            &columns.bodies as _,
-            &columns.privates as _,
-        )
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        let record = SessionRecord {
-            id: new.id,
-            workspace: new.workspace,
-            environment_id: new.environment_id,
-            agent: new.agent,
-            environment: new.environment,
-            title: new.title,
-            metadata: new.metadata,
-            status: first.status.to_owned(),
-            view: first.view,
-            created_at: at,
-            updated_at: at,
-            archived_at: None,
-            now: at,
-            primary_thread: new.thread,
-            last_seq,
-            machine: first.machine,
-            epoch,
-        };
-        Ok(Some(Created { record, rows }))
-    }
-
     /// One session of a workspace.
     ///
     /// # Errors

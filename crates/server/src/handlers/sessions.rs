@@ -91,30 +91,31 @@ pub(crate) async fn create(
     Json(body): Json<CreateSession>,
 ) -> Result<Json<Session>> {
     let new = body.check()?;
-    let agent = app
+    let parts = app
         .store
-        .agent_get(principal.workspace, new.agent_id, new.agent_version)
-        .await?
-        .ok_or_else(|| match new.agent_version {
-            None => ApiError::not_found("Agent", new.agent_id),
-            Some(version) => ApiError::not_found(
-                "Agent version",
-                format_args!("{} version {version}", new.agent_id),
-            ),
-        })?;
+        .session_parts(
+            principal.workspace,
+            new.agent_id,
+            new.agent_version,
+            new.environment_id,
+        )
+        .await?;
+    let agent = parts.agent.ok_or_else(|| match new.agent_version {
+        None => ApiError::not_found("Agent", new.agent_id),
+        Some(version) => ApiError::not_found(
+            "Agent version",
+            format_args!("{} version {version}", new.agent_id),
+        ),
+    })?;
     let agent = resolve_agent(&agent, new.overrides)?;
     app.engine.models().check(&agent.spec.model)?;
-    let environment = app
-        .store
-        .environment_get(principal.workspace, new.environment_id)
-        .await?
-        .ok_or_else(|| {
-            ApiError::not_found("Environment", new.environment_id)
-                .with_code("environment_not_found")
-        })?;
+    let environment = parts.environment.ok_or_else(|| {
+        ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
+    })?;
     check_environment(&environment)?;
     let request = NewSessionRequest {
         workspace: principal.workspace,
+        created_at: parts.now,
         agent,
         environment_id: environment.id,
         environment: serde_json::to_string(&environment.config).map_err(Error::internal)?,
