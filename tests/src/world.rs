@@ -28,6 +28,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const LEASE: Duration = Duration::from_secs(1);
 /// Any text of enough characters: the servers of a test are told to accept it.
 const KEY: &str = "key-of-the-black-box-tests";
+/// 32 bytes in base64: servers with a data directory each share one database.
+const MASTER_KEY: &str = "bWFzdGVyIGtleSBvZiB0aGUgYmxhY2stYm94IHRlc3Q=";
 
 /// One test's world. Everything goes with it.
 pub struct World {
@@ -96,6 +98,7 @@ impl World {
         [
             ("SELFSAME__DATA_DIR", data.display().to_string()),
             ("SELFSAME__AUTH__KEY", KEY.into()),
+            ("SELFSAME__SECRETS__MASTER_KEY", MASTER_KEY.into()),
             ("SELFSAME__MODEL__BASE_URL", self.mock.url().into()),
             ("SELFSAME__MODEL__API_KEY", "scripted".into()),
             ("SELFSAME__SANDBOX__BACKEND", "process".into()),

@@ -15,6 +15,7 @@ pub mod handlers;
 mod limits;
 pub mod listen;
 pub mod logging;
+pub mod master_key;
 pub mod metrics;
 pub mod middleware;
 mod openapi;

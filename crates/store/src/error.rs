@@ -24,6 +24,9 @@ pub enum StoreError {
     /// Another server holds the session now, or it is gone: this writer must stop.
     #[error("the lease on this session is lost")]
     LeaseLost,
+    /// A secret does not open.
+    #[error("a sealed value")]
+    Seal(#[from] crate::SealError),
 }
 
 impl StoreError {
@@ -69,7 +72,7 @@ impl StoreError {
                     | sqlx::Error::Protocol(_)
                     | sqlx::Error::WorkerCrashed
             ),
-            Self::Migrate(_) | Self::Corrupt { .. } | Self::LeaseLost => false,
+            Self::Migrate(_) | Self::Corrupt { .. } | Self::LeaseLost | Self::Seal(_) => false,
         }
     }
 }

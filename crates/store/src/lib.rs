@@ -13,6 +13,7 @@ mod leases;
 mod log;
 mod notify;
 mod sandboxes;
+mod seal;
 mod session_create;
 mod sessions;
 
@@ -28,6 +29,7 @@ pub use log::{
 };
 pub use notify::Listener;
 pub use sandboxes::SandboxRecord;
+pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
 pub use session_create::{Created, FirstState, NewSession, SessionParts};
 pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
 
@@ -40,6 +42,7 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations"
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    sealer: Option<Sealer>,
 }
 
 impl Store {
@@ -57,13 +60,13 @@ impl Store {
             .connect_with(options.application_name("selfsame"))
             .await?;
         MIGRATOR.run(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self::from_pool(pool))
     }
 
-    /// For tests: a pool that is already migrated.
+    /// A pool that is already migrated.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, sealer: None }
     }
 
     /// Answers when the database does.

@@ -47,21 +47,16 @@ async fn serve_with(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let store = crate::master_key::unlock(&config, database.store.clone()).await?;
     let fixed = config.auth.key.as_ref();
     let (deployment, first_key) =
-        crate::bootstrap::bootstrap(&database.store, &config.data_dir, fixed).await?;
+        crate::bootstrap::bootstrap(&store, &config.data_dir, fixed).await?;
     let address = listener.local_addr()?;
-    let engine = assembly::engine(&config, database.store.clone(), &deployment).await?;
+    let engine = assembly::engine(&config, store.clone(), &deployment).await?;
     engine.start().await.context("cannot start the engine")?;
     greet(address, first_key.as_ref());
     let drain = Duration::from_secs(config.server.drain_seconds);
-    let app = App::new(
-        config,
-        database.store.clone(),
-        engine.clone(),
-        deployment,
-        shutdown.clone(),
-    );
+    let app = App::new(config, store, engine.clone(), deployment, shutdown.clone());
     announce(address, &app.deployment);
 
     let upkeep = tokio::spawn(metrics::upkeep());

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use super::{Config, DEFAULTS};
 
 /// Keys that are never shown. `database.url` is shown without its password.
-const SECRETS: [&str; 2] = ["auth.key", "model.api_key"];
+const SECRETS: [&str; 3] = ["auth.key", "model.api_key", "secrets.master_key"];
 const ENV_PREFIX: &str = "SELFSAME__";
 
 /// Everything that has a say.

@@ -17,6 +17,7 @@ pub struct Config {
     pub model: Model,
     pub lease: Lease,
     pub net: Net,
+    pub secrets: Secrets,
     pub limits: Limits,
     pub log: Log,
 }
@@ -145,6 +146,15 @@ pub struct Net {
     pub allowed_ranges: Vec<String>,
     #[serde(deserialize_with = "empty_is_none")]
     pub extra_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secrets {
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub master_key: Option<SecretString>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub master_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
