@@ -18,7 +18,7 @@ use crate::{
     app::App,
     error::Error,
     extract::json_response,
-    handlers::{agents, environments, events, models, operations, sessions, streams, threads},
+    handlers::{agents, environments, events, models, operations, resources, sessions, streams, threads},
     middleware, openapi, unread,
 };
 
@@ -39,6 +39,12 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::update, sessions::delete))
         .routes(routes!(sessions::archive))
+        .routes(routes!(resources::list, resources::add))
+        .routes(routes!(
+            resources::get,
+            resources::update,
+            resources::delete
+        ))
         .routes(routes!(events::list, events::send))
         .routes(routes!(streams::session))
         .routes(routes!(streams::alias))
@@ -94,7 +100,7 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 13] = [
+const NOT_OFFERED: [(&str, &str); 12] = [
     ("files", "files"),
     ("skills", "skills"),
     ("vaults", "vaults"),
@@ -106,7 +112,6 @@ const NOT_OFFERED: [(&str, &str); 13] = [
     ("webhooks", "webhooks"),
     ("user_profiles", "user profiles"),
     ("organizations", "the management of organizations"),
-    ("sessions/*/resources", "session resources"),
     ("environments/*/work", "self-hosted workers"),
 ];
 
@@ -143,7 +148,6 @@ mod tests {
         for (path, what) in [
             ("/v1/files", Some("files")),
             ("/v1/skills/skill_01/versions", Some("skills")),
-            ("/v1/sessions/sesn_01/resources", Some("session resources")),
             (
                 "/v1/environments/env_01/work/poll",
                 Some("self-hosted workers"),

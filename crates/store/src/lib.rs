@@ -12,6 +12,7 @@ mod keys;
 mod leases;
 mod log;
 mod notify;
+mod resources;
 mod sandboxes;
 mod seal;
 mod session_create;
@@ -28,6 +29,9 @@ pub use log::{
     ThreadChange,
 };
 pub use notify::Listener;
+pub use resources::{
+    AddError, Equipment, NewResource, NewResourceKind, OutputRecord, ResourceKind, ResourceRecord,
+};
 pub use sandboxes::SandboxRecord;
 pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
 pub use session_create::{Created, FirstState, NewSession, SessionParts};

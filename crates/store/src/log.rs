@@ -14,7 +14,7 @@ use selfsame_types::{
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::{Actor, Audit, Store, StoreError, keys::audit, time};
+use crate::{Actor, Audit, Store, StoreError, keys::audit, resources, time};
 
 /// No pool is larger.
 const BROKEN_CONNECTIONS: u32 = 100;
@@ -48,7 +48,11 @@ pub struct Head {
     pub archived: bool,
     /// For clients: where the session's sandbox lives, if it has one.
     pub backend: Option<String>,
+    /// For clients: the session has, or had, something to mount.
+    pub equipped: bool,
     pub cold: Option<Cold>,
+    /// With `cold`: the environment's configuration as JSON text.
+    pub environment: Option<String>,
 }
 
 /// The parts of a session that clients edit.
@@ -289,6 +293,10 @@ impl Store {
             )
             .execute(&mut *tx)
             .await?;
+            if head.equipped {
+                // What is over needs no tokens.
+                resources::forget_tokens(&mut tx, session).await?;
+            }
         }
         if let (Some(end), Guard::Client { workspace, .. }) = (change.end, guard) {
             let entry = Audit {
@@ -371,7 +379,9 @@ impl Store {
             epoch: row.epoch,
             archived: false,
             backend: None,
+            equipped: false,
             cold: None,
+            environment: None,
         };
         match guard {
             Guard::Client { workspace, .. } if workspace != head.workspace => {
@@ -477,7 +487,8 @@ async fn read_cold(
 ) -> Result<(), AppendError> {
     let row = sqlx::query!(
         r#"
-        SELECT archived_at AS "archived_at: jiff_sqlx::Timestamp", title,
+        SELECT archived_at AS "archived_at: jiff_sqlx::Timestamp", title, equipped,
+               CASE WHEN $2 THEN environment END AS environment,
                CASE WHEN $2 THEN metadata END AS metadata, CASE WHEN $2 THEN agent END AS agent,
                CASE WHEN $2 THEN (SELECT backend FROM sandboxes WHERE session_id = $1) END AS backend
         FROM sessions
@@ -491,6 +502,8 @@ async fn read_cold(
     .ok_or(AppendError::NotFound)?;
     head.archived = row.archived_at.is_some();
     head.backend = row.backend;
+    head.equipped = row.equipped;
+    head.environment = row.environment;
     head.cold = row.metadata.zip(row.agent).map(|(metadata, agent)| Cold {
         title: row.title,
         metadata,

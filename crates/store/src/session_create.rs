@@ -5,10 +5,12 @@ use selfsame_types::{
     agent::Agent, environment::Environment, event::NewEvent,
 };
 
+use sqlx::PgExecutor;
+
 use crate::{
-    Row, SessionRecord, Store, StoreError, agents, environments,
+    AddError, NewResource, Row, SessionRecord, Store, StoreError, agents, environments,
     log::{Columns, render_rows},
-    time,
+    resources, time,
 };
 
 /// What a session is made of, and when it was looked up.
@@ -38,6 +40,7 @@ pub struct NewSession {
     pub created_at: Timestamp,
     pub thread: ThreadId,
     pub thread_agent: String,
+    pub resources: Vec<NewResource>,
 }
 
 /// The hot half of a new session.
@@ -151,28 +154,79 @@ impl Store {
     /// there or not in use any more.
     ///
     /// # Errors
-    /// Database faults; a vanished agent or environment shows as a foreign key constraint.
+    /// A file that is not there, and database faults; a vanished agent or environment shows as a
+    /// foreign key constraint.
     pub async fn session_create(
         &self,
         new: NewSession,
         first: FirstState,
-    ) -> Result<Option<Created>, StoreError> {
+    ) -> Result<Option<Created>, AddError> {
         let rows = render_rows(&first.events, 0, new.created_at);
-        let columns = Columns::of(&rows);
-        let last_seq = rows.last().map_or(0, |row| row.seq);
-        let epoch = i64::from(first.owner.is_some());
-        // One statement is a transaction by itself, and a round trip instead of four. The shared lock
-        // holds off whoever archives or deletes the environment meanwhile.
-        let created = sqlx::query_scalar!(
-            r#"
+        // Most sessions have nothing beside them and are one statement.
+        if new.resources.is_empty() {
+            if !insert_session(&self.pool, &new, &first, &rows).await? {
+                return Ok(None);
+            }
+        } else {
+            let mut tx = self.pool.begin().await?;
+            if !insert_session(&mut *tx, &new, &first, &rows).await? {
+                return Ok(None);
+            }
+            for resource in &new.resources {
+                resources::insert(&mut tx, new.workspace, new.id, resource, new.created_at).await?;
+            }
+            tx.commit().await?;
+        }
+        let bodies: Vec<&str> = new.resources.iter().map(|new| new.body.as_str()).collect();
+        let record = SessionRecord {
+            id: new.id,
+            workspace: new.workspace,
+            environment_id: new.environment_id,
+            equipped: !new.resources.is_empty(),
+            resources: format!("[{}]", bodies.join(",")),
+            agent: new.agent,
+            environment: new.environment,
+            title: new.title,
+            metadata: new.metadata,
+            status: first.status.to_owned(),
+            view: first.view,
+            created_at: new.created_at,
+            updated_at: new.created_at,
+            archived_at: None,
+            now: new.created_at,
+            primary_thread: new.thread,
+            last_seq: rows.last().map_or(0, |row| row.seq),
+            machine: first.machine,
+            epoch: i64::from(first.owner.is_some()),
+        };
+        Ok(Some(Created { record, rows }))
+    }
+}
+
+/// `false` when the environment is not in use any more.
+async fn insert_session(
+    executor: impl PgExecutor<'_>,
+    new: &NewSession,
+    first: &FirstState,
+    rows: &[Row],
+) -> Result<bool, sqlx::Error> {
+    let columns = Columns::of(rows);
+    let last_seq = rows.last().map_or(0, |row| row.seq);
+    let epoch = i64::from(first.owner.is_some());
+    // One statement is a transaction by itself, and a round trip instead of four. The shared lock
+    // holds off whoever archives or deletes the environment meanwhile.
+    let created = sqlx::query_scalar!(
+        r#"
             WITH environment AS (
                 SELECT id FROM environments
                 WHERE id = $5 AND workspace_id = $2 AND archived_at IS NULL AND deleted_at IS NULL
                 FOR SHARE
             ), session AS (
                 INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id,
-                                      agent, environment, title, metadata, created_by, created_at)
-                SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, $11::timestamptz FROM environment
+                                      agent, environment, title, metadata, created_by, created_at,
+                                      equipped)
+                SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, $11::timestamptz, $33
+                FROM environment
                 RETURNING id
             ), state AS (
                 INSERT INTO session_state (session_id, workspace_id, status, updated_at, last_seq,
@@ -197,65 +251,43 @@ impl Store {
             )
             SELECT id FROM session
             "#,
-            new.id.0,
-            new.workspace.0,
-            new.agent_id.0,
-            new.agent_version,
-            new.environment_id.0,
-            new.agent,
-            new.environment,
-            new.title,
-            new.metadata,
-            new.created_by.map(|key| key.0),
-            jiff_sqlx::Timestamp::from(new.created_at.inner()) as _,
-            first.status,
-            last_seq,
-            &first.queued,
-            first.view,
-            first.machine,
-            new.thread.0,
-            first.owner.map(|server| server.0),
-            epoch,
-            first
-                .wake_at
-                .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
-            new.thread_agent,
-            first.thread_status,
-            first.thread_view,
-            new.request_id,
-            &columns.seqs,
-            &columns.ids,
-            &columns.threads,
-            &columns.on_session,
-            &columns.types as _,
-            &columns.processed,
-            &columns.bodies as _,
-            &columns.privates as _,
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        if created.is_none() {
-            return Ok(None);
-        }
-        let record = SessionRecord {
-            id: new.id,
-            workspace: new.workspace,
-            environment_id: new.environment_id,
-            agent: new.agent,
-            environment: new.environment,
-            title: new.title,
-            metadata: new.metadata,
-            status: first.status.to_owned(),
-            view: first.view,
-            created_at: new.created_at,
-            updated_at: new.created_at,
-            archived_at: None,
-            now: new.created_at,
-            primary_thread: new.thread,
-            last_seq,
-            machine: first.machine,
-            epoch,
-        };
-        Ok(Some(Created { record, rows }))
-    }
+        new.id.0,
+        new.workspace.0,
+        new.agent_id.0,
+        new.agent_version,
+        new.environment_id.0,
+        new.agent,
+        new.environment,
+        new.title,
+        new.metadata,
+        new.created_by.map(|key| key.0),
+        jiff_sqlx::Timestamp::from(new.created_at.inner()) as _,
+        first.status,
+        last_seq,
+        &first.queued,
+        first.view,
+        first.machine,
+        new.thread.0,
+        first.owner.map(|server| server.0),
+        epoch,
+        first
+            .wake_at
+            .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
+        new.thread_agent,
+        first.thread_status,
+        first.thread_view,
+        new.request_id,
+        &columns.seqs,
+        &columns.ids,
+        &columns.threads,
+        &columns.on_session,
+        &columns.types as _,
+        &columns.processed,
+        &columns.bodies as _,
+        &columns.privates as _,
+        !new.resources.is_empty(),
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(created.is_some())
 }

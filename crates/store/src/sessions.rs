@@ -31,6 +31,10 @@ pub struct SessionRecord {
     pub last_seq: i64,
     pub machine: String,
     pub epoch: i64,
+    /// It has, or had, something to mount.
+    pub equipped: bool,
+    /// Its resources as the API shows them: a JSON array.
+    pub resources: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -52,6 +56,8 @@ struct SessionRow {
     last_seq: i64,
     machine: String,
     epoch: i64,
+    equipped: bool,
+    resources: String,
 }
 
 impl From<SessionRow> for SessionRecord {
@@ -74,13 +80,16 @@ impl From<SessionRow> for SessionRecord {
             last_seq: row.last_seq,
             machine: row.machine,
             epoch: row.epoch,
+            equipped: row.equipped,
+            resources: row.resources,
         }
     }
 }
 
 const COLUMNS: &str = "c.id, c.workspace_id, c.environment_id, c.agent, c.environment, c.title, \
      c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at, \
-     clock_timestamp() AS now, s.primary_thread, s.last_seq, s.machine, s.epoch";
+     clock_timestamp() AS now, s.primary_thread, s.last_seq, s.machine, s.epoch, \
+     c.equipped, CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS resources";
 
 /// Position in a list by creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +158,8 @@ impl Store {
             SELECT c.id, c.workspace_id, c.environment_id, c.agent, c.environment, c.title,
                    c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at,
                    clock_timestamp() AS "now!: jiff_sqlx::Timestamp", s.primary_thread, s.last_seq,
-                   s.machine, s.epoch
+                   s.machine, s.epoch, c.equipped,
+                   CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS "resources!"
             FROM sessions c JOIN session_state s ON s.session_id = c.id
             WHERE c.id = $1 AND c.deleted_at IS NULL
             "#,

@@ -1,6 +1,7 @@
 //! Sessions: what a request may say and what the API shows.
 
 mod params;
+mod resources;
 mod usage;
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +9,14 @@ use utoipa::ToSchema;
 
 pub use params::{
     AgentOverrides, AgentParams, AgentWithOverridesParams, AgentWithOverridesType, Budget,
-    BudgetType, CreateSession, FileResourceParams, GithubCheckout, GithubRepositoryParams,
-    ListSessions, MemoryStoreParams, Money, NewSession, ResourceParams, SessionAgentUpdate,
-    SessionFields, UpdateSession, resolve_agent,
+    BudgetType, CreateSession, ListSessions, Money, NewSession, SessionAgentUpdate, SessionFields,
+    UpdateSession, resolve_agent,
+};
+pub use resources::{
+    AddResource, BranchCheckout, CommitCheckout, DeletedResource, DeletedResourceType,
+    FileResourceParams, GithubCheckout, GithubRepositoryParams, ListResources, MAX_FILES,
+    MemoryAccess, MemoryStoreParams, NewFile, NewRepository, NewResource, ResourceParams, SKILLS,
+    UPLOADS, UpdateResource, WORKSPACE, check_resources, check_token, no_file, repository,
 };
 pub use usage::{
     CacheCreation, OutcomeEvaluation, OutcomeResult, RunningTime, ServerToolUse, SessionStats,
@@ -101,7 +107,7 @@ pub struct DeletedSession {
 }
 
 /// Something mounted into the session's sandbox.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 #[schema(discriminator(property_name = "type", mapping(
     ("file" = "#/components/schemas/FileResource"),
@@ -114,7 +120,7 @@ pub enum SessionResource {
     MemoryStore(MemoryStoreResource),
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FileResource {
     #[schema(inline)]
     pub r#type: FileResourceType,
@@ -127,7 +133,7 @@ pub struct FileResource {
     pub updated_at: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GithubRepositoryResource {
     #[schema(inline)]
     pub r#type: GithubRepositoryType,
@@ -141,7 +147,7 @@ pub struct GithubRepositoryResource {
     pub updated_at: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MemoryStoreResource {
     #[schema(inline)]
     pub r#type: MemoryStoreType,

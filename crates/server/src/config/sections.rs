@@ -17,6 +17,7 @@ pub struct Config {
     pub model: Model,
     pub lease: Lease,
     pub net: Net,
+    pub repositories: Repositories,
     pub secrets: Secrets,
     pub limits: Limits,
     pub log: Log,
@@ -146,6 +147,22 @@ pub struct Net {
     pub allowed_ranges: Vec<String>,
     #[serde(deserialize_with = "empty_is_none")]
     pub extra_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repositories {
+    pub hosts: Vec<String>,
+    pub upstreams: Vec<Upstream>,
+}
+
+/// Where the requests for a repository host are sent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    pub host: String,
+    #[serde(deserialize_with = "url")]
+    pub url: Url,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -5,6 +5,7 @@ pub mod environments;
 pub mod events;
 pub mod models;
 pub mod operations;
+pub mod resources;
 pub mod sessions;
 pub mod streams;
 pub mod threads;

@@ -6,12 +6,12 @@ use axum::extract::State;
 use selfsame_engine::{NewSessionRequest, SessionEdit, Status};
 use selfsame_store::{AppendError, Cold, CreatedKey, SessionQuery, SessionRecord, StoreError};
 use selfsame_types::{
-    ApiError, Order, SessionId, Timestamp, TwoWayPage, WorkspaceId,
+    ApiError, EnvironmentId, Order, SessionId, Timestamp, TwoWayPage, WorkspaceId,
     agent::AgentSnapshot,
     environment::{Environment, EnvironmentConfig},
     page::{check_limit, decode_cursor, encode_cursor},
     session::{
-        CreateSession, DeletedSession, ListSessions, Session, SessionDeletedType, SessionFields,
+        CreateSession, DeletedSession, ListSessions, NewResource, Session, SessionDeletedType, SessionFields,
         SessionStatus, SessionType, SessionView, UpdateSession, resolve_agent,
     },
 };
@@ -54,7 +54,7 @@ pub(crate) fn render(record: SessionRecord) -> Result<Session> {
         environment_id: record.environment_id,
         title: record.title,
         metadata: serde_json::from_str(&record.metadata).map_err(unreadable("metadata"))?,
-        resources: Vec::new(),
+        resources: serde_json::from_str(&record.resources).map_err(unreadable("resources"))?,
         vault_ids: Vec::new(),
         outcome_evaluations: view.outcome_evaluations.clone(),
         stats: view.stats(record.created_at, record.now),
@@ -113,6 +113,7 @@ pub(crate) async fn create(
         ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
     })?;
     check_environment(&environment)?;
+    check_resources(&app, &environment, &new.resources)?;
     let request = NewSessionRequest {
         workspace: principal.workspace,
         created_at: parts.now,
@@ -121,6 +122,7 @@ pub(crate) async fn create(
         environment: serde_json::to_string(&environment.config).map_err(Error::internal)?,
         title: new.title,
         metadata: serde_json::to_string(&new.metadata).map_err(Error::internal)?,
+        resources: new.resources,
         events: new.initial_events,
         actor: principal.actor(&request),
     };
@@ -160,6 +162,45 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
             environment.id
         ))),
     }
+}
+
+/// What only the server knows of a session's resources: which hosts it clones from, and that a self-hosted
+/// environment mounts nothing.
+fn check_resources(
+    app: &App,
+    environment: &Environment,
+    resources: &[NewResource],
+) -> Result<(), ApiError> {
+    if !resources.is_empty() && matches!(environment.config, EnvironmentConfig::SelfHosted(_)) {
+        return Err(self_hosted(environment.id));
+    }
+    for (index, resource) in resources.iter().enumerate() {
+        let NewResource::Repository(repository) = resource else {
+            continue;
+        };
+        let hosts = &app.config.repositories.hosts;
+        if !hosts.contains(&repository.host) {
+            return Err(ApiError::invalid(format!(
+                "resources[{index}].url: this server clones from {} only",
+                hosts.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn self_hosted(environment: EnvironmentId) -> ApiError {
+    ApiError::invalid(format!(
+        "Environment {environment} is a self-hosted environment. Files and repositories in `resources` are \
+         not supported with self-hosted environments."
+    ))
+}
+
+/// The refusal of a resource, when a session's environment mounts none.
+pub(crate) fn is_self_hosted(record: &SessionRecord) -> Result<Option<ApiError>> {
+    let config: EnvironmentConfig = serde_json::from_str(&record.environment)
+        .map_err(StoreError::corrupt("sessions", "environment", record.id))?;
+    Ok(matches!(config, EnvironmentConfig::SelfHosted(_)).then(|| self_hosted(record.environment_id)))
 }
 
 /// A place in the list and the way through it.

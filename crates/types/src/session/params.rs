@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{FileResourceType, GithubRepositoryType, MemoryStoreType, SessionStatus};
+use super::{
+    SessionStatus,
+    resources::{NewResource, ResourceParams, check_resources},
+};
 use crate::{
     AgentId, ApiError, EmptyValue, EnvironmentId, Metadata, MetadataPatch, Order, Patch, Timestamp,
     agent::{
@@ -21,13 +24,10 @@ use crate::{
 
 const MAX_TITLE: usize = 500;
 const MAX_VAULTS: usize = 50;
-const MAX_FILES: usize = 500;
 
 wire::literals! {
     AgentWithOverridesType = "agent_with_overrides";
     BudgetType = "limit";
-    BranchType = "branch";
-    CommitType = "commit";
 }
 
 // The agent of a session -------------------------------------------------------------------------
@@ -189,146 +189,6 @@ impl Budget {
     }
 }
 
-// Resources --------------------------------------------------------------------------------------
-
-/// Something to mount into the sandbox.
-#[derive(Debug, Clone, PartialEq, Eq, ToSchema)]
-#[serde(untagged)]
-#[schema(discriminator(property_name = "type", mapping(
-    ("file" = "#/components/schemas/FileResourceParams"),
-    ("github_repository" = "#/components/schemas/GithubRepositoryParams"),
-    ("memory_store" = "#/components/schemas/MemoryStoreParams"),
-)))]
-pub enum ResourceParams {
-    File(FileResourceParams),
-    GithubRepository(GithubRepositoryParams),
-    MemoryStore(MemoryStoreParams),
-}
-
-wire::tagged_union! { ResourceParams:
-    "file" => File,
-    "github_repository" => GithubRepository,
-    "memory_store" => MemoryStore,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FileResourceParams {
-    #[schema(inline)]
-    pub r#type: FileResourceType,
-    #[schema(min_length = 1, max_length = 128)]
-    pub file_id: String,
-    #[schema(min_length = 1, max_length = 4096)]
-    pub mount_path: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GithubRepositoryParams {
-    #[schema(inline)]
-    pub r#type: GithubRepositoryType,
-    #[schema(max_length = 2048)]
-    pub url: String,
-    /// Write-only.
-    #[schema(min_length = 1, max_length = 4096)]
-    pub authorization_token: Option<String>,
-    #[schema(min_length = 1, max_length = 4096)]
-    pub mount_path: Option<String>,
-    pub checkout: Option<GithubCheckout>,
-}
-
-// The token must not reach a log by way of a debug print.
-impl std::fmt::Debug for GithubRepositoryParams {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GithubRepositoryParams")
-            .field("url", &self.url)
-            .field("mount_path", &self.mount_path)
-            .field("checkout", &self.checkout)
-            .finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(discriminator(property_name = "type", mapping(
-    ("branch" = "#/components/schemas/BranchCheckout"),
-    ("commit" = "#/components/schemas/CommitCheckout"),
-)))]
-pub enum GithubCheckout {
-    Branch(BranchCheckout),
-    Commit(CommitCheckout),
-}
-
-wire::tagged_union! { GithubCheckout:
-    "branch" => Branch,
-    "commit" => Commit,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BranchCheckout {
-    #[schema(inline)]
-    pub r#type: BranchType,
-    #[schema(min_length = 1, max_length = 255)]
-    pub name: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CommitCheckout {
-    #[schema(inline)]
-    pub r#type: CommitType,
-    #[schema(min_length = 7, max_length = 64)]
-    pub sha: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum MemoryAccess {
-    ReadWrite,
-    ReadOnly,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MemoryStoreParams {
-    #[schema(inline)]
-    pub r#type: MemoryStoreType,
-    pub memory_store_id: String,
-    pub access: Option<MemoryAccess>,
-    #[schema(max_length = 4096)]
-    pub instructions: Option<String>,
-}
-
-impl ResourceParams {
-    /// Refuses it: first for what is wrong with it, then because it is not offered.
-    fn refuse(&self, at: &str) -> ApiError {
-        let (checked, what) = match self {
-            Self::File(resource) => (
-                check::text(format_args!("{at}.file_id"), &resource.file_id, 1..=128),
-                "files",
-            ),
-            Self::GithubRepository(resource) => (
-                check::text(format_args!("{at}.url"), &resource.url, 1..=2048),
-                "repositories",
-            ),
-            Self::MemoryStore(resource) => (
-                check::text(
-                    format_args!("{at}.memory_store_id"),
-                    &resource.memory_store_id,
-                    1..=128,
-                ),
-                "memory stores",
-            ),
-        };
-        checked.err().unwrap_or_else(|| {
-            ApiError::not_implemented(format!(
-                "{at}: this server does not offer {what} yet; leave `resources` out"
-            ))
-        })
-    }
-}
-
 // Create -----------------------------------------------------------------------------------------
 
 /// The body of `POST /v1/sessions`.
@@ -367,6 +227,7 @@ pub struct NewSession {
     pub environment_id: EnvironmentId,
     pub title: Option<String>,
     pub metadata: Metadata,
+    pub resources: Vec<NewResource>,
     pub initial_events: Vec<InboundEvent>,
 }
 
@@ -401,10 +262,7 @@ impl CreateSession {
         let initial_events = inbound::parse_initial_events(self.initial_events)?;
         check_budget(self.budget.as_ref())?;
         check_vaults(&self.vault_ids)?;
-        check::count("resources", self.resources.len(), 0..=MAX_FILES)?;
-        if let Some(resource) = self.resources.first() {
-            return Err(resource.refuse("resources[0]"));
-        }
+        let resources = check_resources(self.resources)?;
         Ok(NewSession {
             agent_id: id
                 .parse()
@@ -416,6 +274,7 @@ impl CreateSession {
             })?,
             title: self.title,
             metadata: self.metadata,
+            resources,
             initial_events,
         })
     }

@@ -246,24 +246,14 @@ fn what_a_session_may_be_created_with() {
             "vault_ids[1]: `vlt_1` is listed twice",
         ),
         (
-            json!({"resources": [{"type": "file", "file_id": "file_1"}]}),
-            ErrorKind::NotImplemented,
-            "resources[0]: this server does not offer files yet",
-        ),
-        (
             json!({"resources": [{"type": "file", "file_id": ""}]}),
             invalid,
             "resources[0].file_id",
         ),
         (
-            json!({"resources": [{"type": "github_repository", "url": "https://github.com/a/b", "checkout": {"type": "branch", "name": "main"}}]}),
-            ErrorKind::NotImplemented,
-            "does not offer repositories yet",
-        ),
-        (
             json!({"resources": [{"type": "memory_store", "memory_store_id": "memstore_1", "access": "read_only"}]}),
             ErrorKind::NotImplemented,
-            "does not offer memory stores yet",
+            "resources[0]: this server does not offer memory stores yet",
         ),
         (
             json!({"resources": [{"type": "disk"}]}),
@@ -298,15 +288,6 @@ fn what_a_session_may_be_created_with() {
         "title": "t", "initial_events": [{"type": "user.message", "content": [{"type": "text", "text": "x"}]}],
     }));
     assert_eq!(session.unwrap().initial_events.len(), 1);
-}
-
-#[test]
-fn tokens_of_repositories_are_not_printed() {
-    let params: ResourceParams = serde_json::from_value(json!({
-        "type": "github_repository", "url": "https://github.com/a/b", "authorization_token": "s3cret",
-    }))
-    .unwrap();
-    assert!(!format!("{params:?}").contains("s3cret"));
 }
 
 #[test]
