@@ -7,6 +7,7 @@
 //! a server that lost its connection, or the successor of one that died, collects by sending the
 //! same call id again.
 
+pub mod carry;
 mod content;
 pub mod hello;
 pub mod mux;

@@ -3,12 +3,14 @@
 mod backend;
 mod docker;
 mod error;
+mod outgoing;
 mod process;
 mod sandbox;
 
 pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
 pub use docker::{DiskLimit, DockerBackend, DockerOptions, Limits};
 pub use error::SandboxError;
+pub use outgoing::{Carried, Outgoing};
 pub use process::ProcessBackend;
 pub use sandbox::Sandbox;
 pub use selfsame_hands::{Call, CallResult, Content, Key};

@@ -1,4 +1,8 @@
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use selfsame_hands::{
     Call, CallResult, Key,
@@ -6,10 +10,13 @@ use selfsame_hands::{
     mux::{self, Opener},
     wire::{self, Reply, Request},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use uuid::Uuid;
 
-use crate::{Backend, Handle, SandboxError};
+use crate::{
+    Backend, Handle, SandboxError,
+    outgoing::{self, Outgoing},
+};
 
 /// Time for the whole admission. Starting the relay inside takes tens of milliseconds; a daemon
 /// under load may need seconds.
@@ -39,6 +46,7 @@ struct Inner {
     calls: Semaphore,
     controls: Semaphore,
     closed: watch::Receiver<bool>,
+    outgoing: Mutex<Option<mpsc::Receiver<Outgoing>>>,
 }
 
 impl Sandbox {
@@ -66,9 +74,8 @@ impl Sandbox {
             .map_err(|_| SandboxError::Timeout("attaching to the sandbox"))??;
         let (opener, inbound, work) = mux::session(stream, mux::Side::Server);
         let (close, closed) = watch::channel(false);
+        let outgoing = outgoing::receive(inbound);
         tokio::spawn(async move {
-            // Nothing is expected from inside yet; dropping this refuses what comes.
-            drop(inbound);
             work.await;
             let _ = close.send(true);
         });
@@ -79,6 +86,7 @@ impl Sandbox {
                 calls: Semaphore::new(MAX_CALLS),
                 controls: Semaphore::new(MAX_CONTROLS),
                 closed,
+                outgoing: Mutex::new(Some(outgoing)),
             }),
         })
     }
@@ -87,6 +95,19 @@ impl Sandbox {
     #[must_use]
     pub fn boot_id(&self) -> Uuid {
         self.inner.boot_id
+    }
+
+    /// The connections that programs inside want to open, until the stream is lost. There is one
+    /// receiver; whoever asks first gets it. Those that are not taken out of it wait, and all are
+    /// refused once it is dropped.
+    #[must_use]
+    pub fn outgoing(&self) -> Option<mpsc::Receiver<Outgoing>> {
+        let mut outgoing = self
+            .inner
+            .outgoing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        outgoing.take()
     }
 
     /// Runs a tool call, or collects it when the hands already know its id: they wait for one that

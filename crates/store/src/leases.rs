@@ -21,7 +21,7 @@ pub struct Claimed {
     pub unclean: bool,
 }
 
-fn interval(duration: Duration) -> PgInterval {
+pub(crate) fn interval(duration: Duration) -> PgInterval {
     PgInterval {
         months: 0,
         days: 0,

@@ -8,6 +8,7 @@ mod agents;
 mod environments;
 mod error;
 mod events;
+mod images;
 mod keys;
 mod leases;
 mod log;
@@ -22,6 +23,7 @@ pub use agents::AgentFilter;
 pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery, Moved};
+pub use images::{ImageKey, ImageState};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{

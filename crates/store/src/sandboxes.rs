@@ -229,19 +229,27 @@ impl Store {
         Ok(())
     }
 
-    /// Rows of this backend that belong to something, for comparison with what really exists.
+    /// Sandboxes of this backend that belong to something, for comparison with what really exists:
+    /// those of rows, and those in which images are being built.
     ///
     /// # Errors
     /// Database faults.
     pub async fn sandbox_ids(&self, backend: &str) -> Result<Vec<SandboxId>, StoreError> {
-        Ok(
-            sqlx::query_scalar!("SELECT id FROM sandboxes WHERE backend = $1", backend)
-                .fetch_all(&self.pool)
-                .await?
-                .into_iter()
-                .map(SandboxId)
-                .collect(),
+        Ok(sqlx::query_scalar!(
+            r#"
+                SELECT id AS "id!" FROM sandboxes WHERE backend = $1
+                UNION ALL
+                SELECT sandbox_id FROM environment_images
+                WHERE backend = $1 AND status = 'building'
+                  AND heartbeat_at > clock_timestamp() - interval '1 minute'
+                "#,
+            backend,
         )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .map(SandboxId)
+        .collect())
     }
 
     /// Claims running sandboxes of idle sessions that were last used longer ago than `idle`, and marks
