@@ -44,7 +44,6 @@ ALTER TABLE sandboxes ADD COLUMN mounted uuid[] NOT NULL DEFAULT '{}';
 CREATE TABLE session_outputs (
     session_id uuid NOT NULL REFERENCES sessions ON DELETE CASCADE,
     path text NOT NULL,
-    file_id uuid NOT NULL,
     size bigint NOT NULL,
     -- Nanoseconds since 1970, and the inode: together with the size they tell whether it changed.
     modified bigint NOT NULL,

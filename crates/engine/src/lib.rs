@@ -19,11 +19,13 @@ mod loops;
 pub mod machine;
 mod notifier;
 mod prompt;
+mod resources;
 mod runner;
 mod runners;
 mod sandboxes;
 mod sessions;
 mod transcript;
+mod workbench;
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use machine::Status;
+pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 

@@ -6,7 +6,6 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use selfsame_store::Claimed;
-use selfsame_types::agent::AgentSnapshot;
 
 use crate::{
     Inner,
@@ -136,25 +135,26 @@ async fn take(inner: &Arc<Inner>, claim: Claimed) {
         inner.give_up(session, epoch, UNREADABLE_PAUSE).await;
         return;
     };
-    let agent: Result<AgentSnapshot, _> = serde_json::from_str(&record.agent);
+    let spec = Spec::read(&record.agent, &record.environment, &inner.models);
     let machine = serde_json::from_str(&record.machine);
-    match (agent, machine) {
-        (Ok(agent), Ok(machine)) => {
+    match (spec, machine) {
+        (Ok(spec), Ok(machine)) => {
             tracing::info!(%session, epoch, unclean = claim.unclean, "driving a session");
             let start = Start {
                 session,
                 epoch,
                 machine,
                 last_seq: record.last_seq,
-                spec: Arc::new(Spec::new(agent, &inner.models)),
+                spec: Arc::new(spec),
+                equipped: record.equipped,
                 unclean: claim.unclean,
                 begun: Vec::new(),
                 rows: Vec::new(),
             };
             inner.drive(start, None);
         }
-        (agent, machine) => {
-            tracing::error!(%session, agent = ?agent.err(), machine = ?machine.err(),
+        (spec, machine) => {
+            tracing::error!(%session, spec = ?spec.err(), machine = ?machine.err(),
                 "a stored session cannot be read");
             inner.give_up(session, epoch, UNREADABLE_PAUSE).await;
         }
@@ -225,6 +225,9 @@ async fn interest(inner: &Inner) {
 }
 
 fn heard(inner: &Inner, hint: Hint) {
+    if hint.equipped {
+        inner.reequip(hint.session);
+    }
     if hint.interest {
         inner.notifier.note_interest(hint.session);
     }

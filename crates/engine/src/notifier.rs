@@ -37,6 +37,7 @@ struct Pending {
     wake: bool,
     deleted: bool,
     interest: bool,
+    equipped: bool,
 }
 
 /// What one server says of a session.
@@ -51,6 +52,9 @@ pub(crate) struct Hint {
     /// A client of the sender wants previews.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interest: bool,
+    /// The session's resources have changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub equipped: bool,
 }
 
 /// A piece of a message that another server generates.
@@ -128,6 +132,11 @@ impl Notifier {
         self.hint(session, |pending| pending.deleted = true);
     }
 
+    /// A session's resources have changed: whoever holds its sandbox sees to it.
+    pub fn equipped(&self, session: SessionId) {
+        self.hint(session, |pending| pending.equipped = true);
+    }
+
     /// A client here wants previews of a session.
     pub fn interested(&self, session: SessionId) {
         self.hint(session, |pending| pending.interest = true);
@@ -190,6 +199,7 @@ impl Notifier {
                     wake: pending.wake,
                     deleted: pending.deleted,
                     interest: pending.interest,
+                    equipped: pending.equipped,
                 })
             })
             .collect()

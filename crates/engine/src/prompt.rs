@@ -7,6 +7,7 @@ use std::sync::Arc;
 use selfsame_model::{Models, Request};
 use selfsame_types::{
     agent::AgentSnapshot,
+    environment::{EnvironmentConfig, LimitedNetwork, Networking},
     tool::{BuiltinTool, PolicyKind},
 };
 use serde_json::{
@@ -38,20 +39,20 @@ leave them from one call to the next.\n\
 - Working directory: /workspace\n\
 - Files the user has provided, read-only: /mnt/session/uploads\n\
 - Write everything the user is meant to receive to: /mnt/session/outputs\n\
-- The full text of tool outputs that are too long to show: /mnt/session/tool-outputs\n\
-The sandbox has no network access.";
+- The full text of tool outputs that are too long to show: /mnt/session/tool-outputs";
 
 impl Spec {
     /// # Panics
     /// Never: everything here is JSON already.
     #[must_use]
-    pub fn new(agent: AgentSnapshot, models: &Models) -> Self {
+    pub fn new(agent: AgentSnapshot, environment: &EnvironmentConfig, models: &Models) -> Self {
         let spec = &agent.spec;
         let model = spec.model.id.clone();
         let max_tokens = models.max_tokens(&model);
         let mut system = Vec::new();
         if spec.needs_sandbox() {
-            system.push(text(SANDBOX));
+            let network = network(environment, spec);
+            system.push(text(&format!("{SANDBOX}\n\n{network}")));
         }
         if let Some(own) = spec.system.as_deref().filter(|own| !own.is_empty()) {
             system.push(text(own));
@@ -87,13 +88,33 @@ impl Spec {
         }
     }
 
-    /// The next request of a thread.
+    /// What a session's rows say.
+    ///
+    /// # Errors
+    /// When one of the texts is not what this program writes.
+    pub fn read(agent: &str, environment: &str, models: &Models) -> serde_json::Result<Self> {
+        let agent = serde_json::from_str(agent)?;
+        Ok(Self::new(agent, &serde_json::from_str(environment)?, models))
+    }
+
+    /// The next request of a thread. `briefing` is about the session's own material.
     #[must_use]
-    pub fn request(&self, transcript: &Transcript) -> Request {
+    pub fn request(&self, transcript: &Transcript, briefing: Option<&str>) -> Request {
+        let mut system = self.system.clone();
+        if let Some(briefing) = briefing.filter(|briefing| !briefing.is_empty()) {
+            // Behind what is said of the sandbox. The agent's own words come last, and with them the
+            // cache breakpoint, unless it has none.
+            let block = text(briefing);
+            if system.len() > 1 {
+                system.insert(1, block);
+            } else {
+                system.push(with_cache_breakpoint(&block));
+            }
+        }
         Request {
             model: self.model.clone(),
             max_tokens: self.max_tokens,
-            system: self.system.clone(),
+            system,
             tools: self.tools.clone(),
             messages: transcript.messages(),
             thinking: self.thinking,
@@ -163,6 +184,39 @@ impl Spec {
             verdict,
         }
     }
+}
+
+/// What the sandbox can reach.
+fn network(environment: &EnvironmentConfig, spec: &selfsame_types::agent::AgentSpec) -> String {
+    const NONE: &str = "The sandbox has no network access.";
+    let EnvironmentConfig::Cloud(cloud) = environment else {
+        return NONE.to_owned();
+    };
+    let LimitedNetwork {
+        allowed_hosts,
+        allow_mcp_servers,
+        allow_package_managers,
+        ..
+    } = match &cloud.networking {
+        Networking::Unrestricted(_) => {
+            return "The sandbox reaches the public internet.".to_owned();
+        }
+        Networking::Limited(limited) => limited,
+    };
+    let mut reached = allowed_hosts.clone();
+    if *allow_package_managers {
+        reached.push("the registries of package managers (apt, pip, npm and the like)".to_owned());
+    }
+    if *allow_mcp_servers {
+        reached.extend(spec.mcp_servers.iter().map(|server| server.url.clone()));
+    }
+    if reached.is_empty() {
+        return NONE.to_owned();
+    }
+    format!(
+        "The sandbox reaches these places and nothing else: {}. Connections to others are reset.",
+        reached.join(", ")
+    )
 }
 
 fn text(text: &str) -> Box<RawValue> {

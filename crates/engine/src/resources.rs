@@ -2,7 +2,7 @@
 
 use selfsame_store::{Actor, AddError, NewResource as Row, NewResourceKind, Store, StoreError};
 use selfsame_types::{
-    ApiError, FileId, ResourceId, SessionId, Timestamp, WorkspaceId,
+    ApiError, ResourceId, SessionId, Timestamp, WorkspaceId,
     session::{
         FileResource, FileResourceType, GithubRepositoryResource, GithubRepositoryType, MAX_FILES,
         NewFile, NewRepository, NewResource, SessionResource, no_file,
@@ -36,7 +36,7 @@ pub(crate) async fn rows(
     let mut rows = Vec::with_capacity(resources.len());
     for resource in resources {
         rows.push(match resource {
-            NewResource::File(file) => file_row(file, at).0,
+            NewResource::File(file) => file_row(file, at),
             NewResource::Repository(repository) => {
                 repository_row(store, workspace, repository, at).await?
             }
@@ -45,27 +45,24 @@ pub(crate) async fn rows(
     Ok(rows)
 }
 
-fn file_row(file: NewFile, at: Timestamp) -> (Row, FileResource) {
-    let (id, copy) = (ResourceId::new(), FileId::new());
-    let shown = FileResource {
-        r#type: FileResourceType,
+fn file_row(file: NewFile, at: Timestamp) -> Row {
+    let id = ResourceId::new();
+    Row {
         id,
-        file_id: copy,
-        mount_path: file.mount_path.clone(),
-        created_at: at,
-        updated_at: at,
-    };
-    let row = Row {
-        id,
-        body: text(&shown),
+        shown: SessionResource::File(FileResource {
+            r#type: FileResourceType,
+            id,
+            file_id: file.file_id,
+            mount_path: file.mount_path.clone(),
+            created_at: at,
+            updated_at: at,
+        }),
         mount_path: file.mount_path,
         alias_path: file.alias_path,
         kind: NewResourceKind::File {
             source: file.file_id,
-            copy,
         },
-    };
-    (row, shown)
+    }
 }
 
 async fn repository_row(
@@ -81,7 +78,7 @@ async fn repository_row(
     };
     Ok(Row {
         id,
-        body: text(&GithubRepositoryResource {
+        shown: SessionResource::GithubRepository(GithubRepositoryResource {
             r#type: GithubRepositoryType,
             id,
             url: repository.url,
@@ -127,14 +124,14 @@ impl Engine {
         file: NewFile,
     ) -> Result<SessionResource, ResourceError> {
         let at = self.inner.store.now().await?;
-        let (row, shown) = file_row(file, at);
-        self.inner
+        let shown = self
+            .inner
             .store
-            .resource_add(workspace, session, &row, at)
+            .resource_add(workspace, session, &file_row(file, at), at)
             .await
             .map_err(|error| refusal("", error))?;
         self.reequip(session);
-        Ok(SessionResource::File(shown))
+        Ok(shown)
     }
 
     /// Removes a file from a session, and from its sandbox.

@@ -32,10 +32,10 @@ use crate::{
     ask::{self, Answer, Previews},
     change::works,
     fail,
-    machine::{CallResult, Failure, Machine, Next, Status, Step},
+    machine::{CallResult, Failure, Machine, Next, Status, Step, Trouble},
     prompt::SharedSpec,
     runners::Link,
-    sandboxes::shell_of,
+    sandboxes::{AcquireError, shell_of},
     transcript::Transcript,
 };
 use execute::{execute, failure};
@@ -103,6 +103,11 @@ enum Done {
     Overdue {
         call: EventId,
     },
+    /// What the session has mounted is in its sandbox.
+    Equipped {
+        thread: ThreadId,
+        briefing: Result<(String, Vec<Trouble>), AcquireError>,
+    },
     Waited,
 }
 
@@ -114,6 +119,8 @@ pub(crate) struct Start {
     pub machine: Machine,
     pub last_seq: i64,
     pub spec: SharedSpec,
+    /// It has, or had, something to mount: the model is asked when that is done.
+    pub equipped: bool,
     /// Somebody else drove it before and let go in the middle.
     pub unclean: bool,
     /// Requests that the append which took the lease has opened; they are to be sent now.
@@ -149,6 +156,10 @@ pub(crate) struct Runner {
     machine: Machine,
     last_seq: i64,
     spec: SharedSpec,
+    equipped: bool,
+    /// About what is mounted; made before the first request.
+    briefing: Option<String>,
+    equipping: Option<AbortHandle>,
     transcripts: HashMap<ThreadId, Transcript>,
     jobs: JoinSet<Done>,
     asking: HashMap<EventId, AbortHandle>,
@@ -193,6 +204,9 @@ impl Runner {
             machine: start.machine,
             last_seq: start.last_seq,
             spec: start.spec,
+            equipped: start.equipped,
+            briefing: None,
+            equipping: None,
             transcripts: transcripts(&start.rows),
             begun,
             jobs: JoinSet::new(),
@@ -316,6 +330,11 @@ impl Runner {
         if record.epoch != self.epoch {
             return Err(Stopped::LeaseLost);
         }
+        if record.equipped {
+            // Resources may have come or gone: the next request says so.
+            self.equipped = true;
+            self.briefing = None;
+        }
         if record.last_seq > self.last_seq {
             self.machine = serde_json::from_str(&record.machine)?;
             self.last_seq = record.last_seq;
@@ -361,8 +380,57 @@ impl Runner {
         Ok(())
     }
 
-    /// Opens a request and sends it.
+    /// Sees to it that what the session has is in its sandbox. Answers whether that is so already.
+    fn equip(&mut self, thread: ThreadId) -> bool {
+        if !self.equipped || self.briefing.is_some() {
+            return true;
+        }
+        if self.equipping.is_none() {
+            let inner = Arc::clone(&self.inner);
+            let (session, epoch) = (self.session, self.epoch);
+            self.equipping = Some(self.jobs.spawn(async move {
+                let briefing = inner.sandboxes.briefing(session, epoch).await;
+                Done::Equipped { thread, briefing }
+            }));
+        }
+        false
+    }
+
+    async fn equipped(
+        &mut self,
+        thread: ThreadId,
+        briefing: Result<(String, Vec<Trouble>), AcquireError>,
+    ) -> Result<(), Stopped> {
+        match briefing {
+            Ok((briefing, troubles)) => {
+                self.briefing = Some(briefing);
+                self.append(None, |step| step.trouble(thread, &troubles))
+                    .await?;
+            }
+            Err(error) => {
+                tracing::warn!(session = %self.session, %error, "a sandbox could not be fitted out");
+                let backoff = self.inner.config.backoff.clone();
+                let random: f64 = rand::random();
+                let message = format!("The sandbox could not be prepared: {error}");
+                self.append_at(None, |step, now| {
+                    let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
+                    let wait = error
+                        .is_passing()
+                        .then(|| backoff.wait(failed, None, random))
+                        .flatten();
+                    step.unprepared(thread, message.clone(), wait.map(|wait| now.after(wait)));
+                })
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a request and sends it, once what it is about is there.
     async fn ask(&mut self, thread: ThreadId) -> Result<(), Stopped> {
+        if !self.equip(thread) {
+            return Ok(());
+        }
         let span = EventId::new();
         let appended = self
             .append(None, |step| {
@@ -387,7 +455,7 @@ impl Runner {
     ) -> Result<(), Stopped> {
         self.load(thread).await?;
         let transcript = self.transcripts.entry(thread).or_default();
-        let request = self.spec.request(transcript);
+        let request = self.spec.request(transcript, self.briefing.as_deref());
         let previews = Previews {
             hub: self.inner.hub.clone(),
             notifier: self.inner.notifier.clone(),
@@ -395,14 +463,19 @@ impl Runner {
             thread,
             span_seq,
         };
-        let provider = Arc::clone(&self.inner.provider);
+        let inner = Arc::clone(&self.inner);
         let spec = Arc::clone(&self.spec);
         let session = self.session;
         let handle = self.jobs.spawn(async move {
             let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
+            let provider = Arc::clone(&inner.provider);
             let answer = ask::ask(provider, request, spec, previews)
                 .instrument(span_of_request)
                 .await;
+            if matches!(answer, Answer::Response(_)) {
+                // The session may idle with this answer, and by then its outputs are to be there.
+                inner.capture(session).await;
+            }
             Done::Asked {
                 thread,
                 span,
@@ -488,6 +561,9 @@ impl Runner {
         if let Some((_, handle)) = self.waiting.take() {
             handle.abort();
         }
+        if let Some(handle) = self.equipping.take() {
+            handle.abort();
+        }
         let Some(state) = self.machine.thread(thread) else {
             return Ok(());
         };
@@ -559,6 +635,10 @@ impl Runner {
                 }
                 Ok(())
             }
+            Done::Equipped { thread, briefing } => {
+                self.equipping = None;
+                self.equipped(thread, briefing).await
+            }
             Done::Asked {
                 thread,
                 span,
@@ -610,8 +690,9 @@ impl Runner {
         result: CallResult,
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
-        // A drain leaves the next request to the next server.
-        let go_on = !self.inner.shutdown.is_cancelled();
+        // A drain leaves the next request to the next server, and new resources come first.
+        let go_on = !self.inner.shutdown.is_cancelled()
+            && (!self.equipped || self.briefing.is_some());
         let appended = self
             .append(None, |step| {
                 step.finish_call(thread, call, result.clone());

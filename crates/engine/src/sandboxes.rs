@@ -12,12 +12,17 @@ use std::{
 };
 
 use selfsame_sandbox::{Backend, Handle, Key, Sandbox, SandboxError, Spec, Status};
-use selfsame_store::{SandboxRecord, Store, StoreError};
+use selfsame_store::{BlobError, SandboxRecord, Store, StoreError};
 use selfsame_types::{SandboxId, ServerId, SessionId};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
-use crate::fail;
+use crate::{
+    door::{Access, Door},
+    fail,
+    machine::Trouble,
+    workbench::{FitError, Outputs, Workbench},
+};
 
 /// Longest wait for another server that is making a session's sandbox.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,11 +55,48 @@ pub enum AcquireError {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("its files could not be fetched")]
+    Files(#[source] BlobError),
+    #[error("the session is gone")]
+    Gone,
+}
+
+impl AcquireError {
+    /// Another attempt may succeed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Sandbox(SandboxError::Refused(_) | SandboxError::Failed(_)) | Self::Gone => false,
+            Self::Sandbox(_) | Self::Store(_) | Self::Files(_) => true,
+        }
+    }
+}
+
+impl From<FitError> for AcquireError {
+    fn from(error: FitError) -> Self {
+        match error {
+            FitError::Sandbox(error) => Self::Sandbox(error),
+            FitError::Store(error) => Self::Store(error),
+            FitError::Blob(error) => Self::Files(error),
+            FitError::Gone => Self::Gone,
+        }
+    }
+}
+
+/// A session's sandbox while it is connected.
+#[derive(Debug)]
+struct Connected {
+    id: SandboxId,
+    sandbox: Sandbox,
+    /// What its connections may reach; the door looks at each.
+    access: watch::Sender<Option<Arc<Access>>>,
+    /// What it lacks, not told to the session yet.
+    troubles: Vec<Trouble>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    sandbox: Option<Sandbox>,
+    connected: Option<Connected>,
 }
 
 /// A session's slot: locked while its sandbox is being connected or stopped.
@@ -63,12 +105,17 @@ struct Place {
     slot: Arc<tokio::sync::Mutex<Slot>>,
     /// How often it was asked for.
     uses: u64,
+    /// The session's resources have changed since it was fitted out.
+    stale: bool,
+    /// The fingerprint of the outputs that a call has told last.
+    told: u64,
+    outputs: Arc<tokio::sync::Mutex<Outputs>>,
 }
 
 impl Place {
     /// Nobody is connecting, or waiting to.
     fn is_unused(&self) -> bool {
-        Arc::strong_count(&self.slot) == 1
+        Arc::strong_count(&self.slot) == 1 && Arc::strong_count(&self.outputs) == 1
     }
 }
 
@@ -79,6 +126,8 @@ pub struct Sandboxes {
     store: Store,
     server: ServerId,
     config: SandboxConfig,
+    workbench: Workbench,
+    door: Door,
     starts: Semaphore,
     slots: Mutex<HashMap<SessionId, Place>>,
     /// Warm sandboxes that are connected already.
@@ -94,6 +143,8 @@ impl Sandboxes {
         store: Store,
         server: ServerId,
         config: SandboxConfig,
+        workbench: Workbench,
+        door: Door,
     ) -> Self {
         let starts = Semaphore::new(config.start_concurrency.max(1));
         Self {
@@ -101,6 +152,8 @@ impl Sandboxes {
             store,
             server,
             config,
+            workbench,
+            door,
             starts,
             slots: Mutex::default(),
             warm: Mutex::default(),
@@ -128,22 +181,158 @@ impl Sandboxes {
         slots.get(&session).map(|place| place.uses)
     }
 
-    /// Connects to a session's sandbox, making, starting or replacing it as needed.
+    /// Connects to a session's sandbox, making, starting or replacing it as needed, and fits it out.
     ///
     /// # Errors
     /// When the backend or the database fails; a session without a sandbox may ask again.
     pub async fn acquire(&self, session: SessionId, epoch: i64) -> Result<Sandbox, AcquireError> {
         let slot = self.slot(session);
         let mut slot = slot.lock().await;
-        if let Some(sandbox) = &slot.sandbox
-            && !sandbox.is_closed()
-        {
-            return Ok(sandbox.clone());
+        let stale = self.take_stale(session);
+        let connected = slot.connected.as_mut();
+        if let Some(connected) = connected.filter(|c| !c.sandbox.is_closed()) {
+            let sandbox = connected.sandbox.clone();
+            if stale && let Err(error) = self.refit(session, connected).await {
+                // Whoever uses it next connects, and fits it out, anew.
+                slot.connected = None;
+                return Err(error);
+            }
+            return Ok(sandbox);
         }
-        slot.sandbox = None;
-        let sandbox = self.connect(session, epoch).await?;
-        slot.sandbox = Some(sandbox.clone());
+        slot.connected = None;
+        let wanted = self.workbench.wanted(session).await?;
+        let (id, sandbox) = self.connect(session, epoch).await?;
+        let (access, rules) = watch::channel(Some(self.workbench.access(session, &wanted).await?));
+        if let Some(outgoing) = sandbox.outgoing() {
+            let door = self.door.clone();
+            tokio::spawn(async move { door.serve(outgoing, rules).await });
+        }
+        let fit = self.workbench.fit(session, id, &sandbox, &wanted).await?;
+        slot.connected = Some(Connected {
+            id,
+            sandbox: sandbox.clone(),
+            access,
+            troubles: fit.troubles,
+        });
         Ok(sandbox)
+    }
+
+    async fn refit(
+        &self,
+        session: SessionId,
+        connected: &mut Connected,
+    ) -> Result<(), AcquireError> {
+        let wanted = self.workbench.wanted(session).await?;
+        let access = self.workbench.access(session, &wanted).await?;
+        connected.access.send_replace(Some(access));
+        let Connected { id, sandbox, .. } = connected;
+        let fit = self.workbench.fit(session, *id, sandbox, &wanted).await?;
+        connected.troubles.extend(fit.troubles);
+        Ok(())
+    }
+
+    fn take_stale(&self, session: SessionId) -> bool {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots
+            .get_mut(&session)
+            .is_some_and(|place| std::mem::take(&mut place.stale))
+    }
+
+    /// A session's resources have changed: the next use of its sandbox fits it out anew, and so does this
+    /// if it is connected now.
+    ///
+    /// # Errors
+    /// When the backend or the database fails; then the next use tries again.
+    pub async fn reequip(&self, session: SessionId) -> Result<(), AcquireError> {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(place) = slots.get_mut(&session) else {
+                return Ok(());
+            };
+            place.stale = true;
+            Arc::clone(&place.slot)
+        };
+        let mut slot = slot.lock().await;
+        match &mut slot.connected {
+            Some(connected) if self.take_stale(session) => {
+                let done = self.refit(session, connected).await;
+                if done.is_err() {
+                    // Whoever uses it next connects anew.
+                    slot.connected = None;
+                }
+                done
+            }
+            // Fitted out meanwhile, or not connected: then whoever connects does it.
+            _ => Ok(()),
+        }
+    }
+
+    /// What a session has to be told of its sandbox, once.
+    pub async fn take_troubles(&self, session: SessionId) -> Vec<Trouble> {
+        let slot = self.slot(session);
+        let mut slot = slot.lock().await;
+        slot.connected
+            .as_mut()
+            .map(|connected| std::mem::take(&mut connected.troubles))
+            .unwrap_or_default()
+    }
+
+    /// The paragraphs about a session's own material for its model. With files or repositories its
+    /// sandbox is fitted out first: what they bring along is part of it.
+    ///
+    /// # Errors
+    /// When the backend or the database fails.
+    pub async fn briefing(
+        &self,
+        session: SessionId,
+        epoch: i64,
+    ) -> Result<(String, Vec<Trouble>), AcquireError> {
+        let mut wanted = self.workbench.wanted(session).await?;
+        let mut troubles = Vec::new();
+        if !wanted.equipment.resources.is_empty() {
+            self.acquire(session, epoch).await?;
+            troubles = self.take_troubles(session).await;
+            if wanted.equipment.findings.is_none() {
+                wanted = self.workbench.wanted(session).await?;
+            }
+        }
+        Ok((self.workbench.briefing(&wanted)?, troubles))
+    }
+
+    /// Whether the outputs have changed since a call last said what they are like.
+    pub fn outputs_told(&self, session: SessionId, fingerprint: u64) -> bool {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get_mut(&session).is_some_and(|place| {
+            std::mem::replace(&mut place.told, fingerprint) != fingerprint
+        })
+    }
+
+    /// Captures what the agent has written for the user, when the sandbox is connected: otherwise nothing
+    /// has run since the last time.
+    ///
+    /// # Errors
+    /// When the sandbox is lost, or storage fails.
+    pub async fn capture(&self, session: SessionId) -> Result<(), AcquireError> {
+        let (slot, outputs) = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(place) = slots.get(&session) else {
+                return Ok(());
+            };
+            (Arc::clone(&place.slot), Arc::clone(&place.outputs))
+        };
+        let sandbox = {
+            let slot = slot.lock().await;
+            slot.connected.as_ref().map(|c| c.sandbox.clone())
+        };
+        let Some(sandbox) = sandbox.filter(|sandbox| !sandbox.is_closed()) else {
+            return Ok(());
+        };
+        // One at a time; who comes second finds it done.
+        let mut outputs = outputs.lock().await;
+        self.workbench
+            .capture(session, &sandbox, &mut outputs)
+            .await?;
+        Ok(())
     }
 
     /// A session's sandbox, if it is connected.
@@ -151,10 +340,14 @@ impl Sandboxes {
     pub fn connected(&self, session: SessionId) -> Option<Sandbox> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.get(&session)?.slot.try_lock().ok()?;
-        slot.sandbox.clone()
+        slot.connected.as_ref().map(|c| c.sandbox.clone())
     }
 
-    async fn connect(&self, session: SessionId, epoch: i64) -> Result<Sandbox, AcquireError> {
+    async fn connect(
+        &self,
+        session: SessionId,
+        epoch: i64,
+    ) -> Result<(SandboxId, Sandbox), AcquireError> {
         // Each round either connects or removes one reason why it could not.
         for _ in 0..4 {
             let (record, warm) = match self.settled(session).await? {
@@ -183,7 +376,7 @@ impl Sandboxes {
                 self.store
                     .sandbox_booted(record.id, sandbox.boot_id())
                     .await?;
-                return Ok(sandbox);
+                return Ok((record.id, sandbox));
             }
             match self.attach(&record, &handle, epoch).await {
                 Ok(sandbox) => {
@@ -192,7 +385,7 @@ impl Sandboxes {
                         self.store.sandbox_booted(record.id, boot).await?;
                         self.store.sandbox_set(record.id, "running", None).await?;
                     }
-                    return Ok(sandbox);
+                    return Ok((record.id, sandbox));
                 }
                 Err(SandboxError::Gone) => self.discard(&record).await?,
                 Err(error) => return Err(error.into()),
@@ -337,7 +530,9 @@ impl Sandboxes {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, place| {
-                let closed = |slot: &Slot| slot.sandbox.as_ref().is_none_or(Sandbox::is_closed);
+                let closed = |slot: &Slot| {
+                    slot.connected.as_ref().is_none_or(|c| c.sandbox.is_closed())
+                };
                 !(place.is_unused() && place.slot.try_lock().is_ok_and(|slot| closed(&slot)))
             });
         self.warm
@@ -436,7 +631,7 @@ impl Sandboxes {
         if present.is_none_or(|now| now.id != record.id || now.status != "stopped") {
             return Ok(false);
         }
-        slot.sandbox = None;
+        slot.connected = None;
         if let Err(error) = self.backend.stop(&handle).await {
             tracing::warn!(sandbox = %record.id, %error, "cannot stop an idle sandbox");
         }

@@ -5,15 +5,16 @@
 use std::sync::Arc;
 
 use selfsame_store::{
-    Actor, AppendError, Appended, Change, Cold, End, EventQuery, FirstState, Guard, Head,
-    LeaseChange, NewSession, Row, SessionRecord,
+    Actor, AddError, AppendError, Appended, Change, Cold, End, EventQuery, FirstState, Guard, Head,
+    LeaseChange, NewSession, Row, SessionRecord, StoreError,
 };
 use selfsame_types::{
-    ApiError, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
     agent::AgentSnapshot,
     event::EventType,
     inbound::{ConfirmationResult, InboundEvent},
     page::Order,
+    session::NewResource,
 };
 
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     prompt::Spec,
+    resources::{self, ResourceError},
     runner::{Begun, Start, begin},
     runners::Expected,
 };
@@ -43,6 +45,7 @@ pub struct NewSessionRequest {
     pub title: Option<String>,
     /// JSON text.
     pub metadata: String,
+    pub resources: Vec<NewResource>,
     pub events: Vec<InboundEvent>,
     pub actor: Actor,
 }
@@ -94,7 +97,14 @@ impl Engine {
         let inner = &self.inner;
         let inputs = inputs(&request.events)?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
-        let spec = Arc::new(Spec::new(request.agent.clone(), &inner.models));
+        let environment = serde_json::from_str(&request.environment)
+            .map_err(StoreError::corrupt("environments", "config", request.environment_id))?;
+        let spec = Arc::new(Spec::new(request.agent.clone(), &environment, &inner.models));
+        // What has to be mounted first keeps the first request waiting.
+        let equipped = !request.resources.is_empty();
+        let names: Vec<_> = request.resources.iter().map(file_id).collect();
+        let (workspace, at) = (request.workspace, request.created_at);
+        let resources = resources::rows(&inner.store, workspace, request.resources, at).await?;
         let needs_sandbox = request.agent.spec.needs_sandbox();
         let here = inner.room() > 0;
         let now = request.created_at;
@@ -104,8 +114,8 @@ impl Engine {
         step.accept(id, &inputs)?;
         let owner = (here && works(&step.machine)).then_some(inner.server);
         let begun = match owner {
-            Some(_) => begin(&mut step),
-            None => Vec::new(),
+            Some(_) if !equipped => begin(&mut step),
+            _ => Vec::new(),
         };
         let (machine, events) = step.finish();
         let change = change(&machine, events, now, LeaseChange::Keep);
@@ -135,14 +145,16 @@ impl Engine {
             created_at: now,
             thread,
             thread_agent: text(&request.agent.thread_agent()),
+            resources,
         };
         let created = inner
             .store
             .session_create(new, first)
-            .await?
+            .await
+            .map_err(|error| refused(&names, error))?
             .ok_or(AppendError::NotFound)?;
         inner.published(id, &created.rows);
-        if needs_sandbox {
+        if needs_sandbox || equipped {
             inner.provision(id);
         }
         if owner.is_some() {
@@ -152,6 +164,7 @@ impl Engine {
                 machine,
                 last_seq: created.record.last_seq,
                 spec,
+                equipped,
                 unclean: false,
                 begun,
                 rows: created.rows,
@@ -229,7 +242,7 @@ impl Engine {
                         _ => LeaseChange::Keep,
                     };
                     // What another server left in the middle is for a runner to look at first.
-                    let begun = if lease == LeaseChange::Keep || worked {
+                    let begun = if lease == LeaseChange::Keep || worked || head.equipped {
                         Vec::new()
                     } else {
                         begin(&mut step)
@@ -242,6 +255,8 @@ impl Engine {
                         works,
                         machine: Some(machine.clone()),
                         agent: head.cold.as_ref().map(|cold| cold.agent.clone()),
+                        environment: head.environment.clone(),
+                        equipped: head.equipped,
                     };
                     Ok(Some(Change {
                         accepted: true,
@@ -270,16 +285,18 @@ impl Engine {
         let inner = &self.inner;
         let last_seq = appended.rows.last().map_or(0, |row| row.seq);
         if accepted.claimed {
-            let agent = accepted
+            let spec = accepted
                 .agent
-                .and_then(|agent| serde_json::from_str(&agent).ok());
-            if let (Some(machine), Some(agent)) = (accepted.machine, agent) {
+                .zip(accepted.environment)
+                .and_then(|(agent, place)| Spec::read(&agent, &place, &inner.models).ok());
+            if let (Some(machine), Some(spec)) = (accepted.machine, spec) {
                 let start = Start {
                     session,
                     epoch: appended.epoch,
                     machine,
                     last_seq,
-                    spec: Arc::new(Spec::new(agent, &inner.models)),
+                    spec: Arc::new(spec),
+                    equipped: accepted.equipped,
                     unclean: appended.unclean,
                     begun: accepted.begun,
                     rows: appended.rows.clone(),
@@ -499,7 +516,40 @@ impl Engine {
     }
 }
 
+/// The uploaded file that a resource names.
+fn file_id(resource: &NewResource) -> Option<FileId> {
+    match resource {
+        NewResource::File(file) => Some(file.file_id),
+        NewResource::Repository(_) => None,
+    }
+}
+
+/// What a refused resource of a new session means for the client.
+fn refused(files: &[Option<FileId>], error: AddError) -> AppendError {
+    let at = match &error {
+        AddError::NoFile(id) => files.iter().position(|file| *file == Some(*id)),
+        _ => None,
+    };
+    let at = at.map_or_else(|| "resources".to_owned(), |index| format!("resources[{index}]"));
+    match resources::refusal(&at, error) {
+        ResourceError::Refused(error) => AppendError::Refused(error),
+        ResourceError::Store(error) => AppendError::Store(error),
+        ResourceError::NoSession | ResourceError::NoResource => AppendError::NotFound,
+    }
+}
+
 impl Inner {
+    /// Brings a connected sandbox up to date with its session's resources, in the background.
+    pub(crate) fn reequip(self: &Arc<Self>, session: SessionId) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Err(error) = inner.sandboxes.reequip(session).await {
+                tracing::warn!(%session, %error, "cannot bring a sandbox up to date yet");
+            }
+        });
+        self.runners.poke(session);
+    }
+
     /// Makes a session's sandbox in the background, so that the first call finds it ready.
     fn provision(self: &Arc<Self>, session: SessionId) {
         let inner = Arc::clone(self);
@@ -525,6 +575,8 @@ struct Accepted {
     works: bool,
     machine: Option<Machine>,
     agent: Option<String>,
+    environment: Option<String>,
+    equipped: bool,
     begun: Vec<Begun>,
 }
 

@@ -2,12 +2,13 @@
 
 use secrecy::SecretString;
 use selfsame_types::{
-    FileId, ResourceId, SandboxId, SessionId, Timestamp, WorkspaceId, session::MAX_FILES,
+    BlobId, FileId, ResourceId, SandboxId, SessionId, Timestamp, WorkspaceId,
+    session::{MAX_FILES, SessionResource},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Actor, Audit, SealError, Sealed, Store, StoreError, keys::audit};
+use crate::{Actor, Audit, SealError, Sealed, Store, StoreError, files, keys::audit};
 
 /// A resource to be: what the API shows of it is made already.
 #[derive(Debug, Clone)]
@@ -49,7 +50,6 @@ pub struct ResourceRecord {
 
 #[derive(Debug, Clone)]
 pub enum ResourceKind {
-    /// The content, by the name it has in file storage.
     File {
         blob: Uuid,
     },
@@ -102,7 +102,6 @@ pub struct Equipment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputRecord {
     pub path: String,
-    pub file: FileId,
     pub size: i64,
     pub modified: i64,
     pub inode: i64,
@@ -133,7 +132,7 @@ impl TryFrom<ResourceRow> for ResourceRecord {
     fn try_from(row: ResourceRow) -> Result<Self, StoreError> {
         let id = ResourceId(row.id);
         let kind = match (row.r#type.as_str(), row.blob_id) {
-            ("file", Some(blob)) => ResourceKind::File { blob },
+            ("file", Some(blob)) => ResourceKind::File { blob: BlobId(blob) },
             ("github_repository", _) => ResourceKind::Repository {
                 token: row
                     .token
@@ -166,18 +165,24 @@ impl TryFrom<ResourceRow> for ResourceRecord {
     }
 }
 
-/// Writes a session's resources. The rows of the session itself are there already.
+/// Writes a session's resource; the session is there already. Answers what the API shows of it.
 pub(crate) async fn insert(
     tx: &mut PgConnection,
     workspace: WorkspaceId,
     session: SessionId,
     resource: &NewResource,
     at: Timestamp,
-) -> Result<(), AddError> {
-    let (kind, token, file) = match &resource.kind {
-        NewResourceKind::File { source, copy } => {
-            let blob = copy_file(tx, workspace, session, *source, *copy, at).await?;
-            ("file", None, Some((blob, copy.0)))
+) -> Result<SessionResource, AddError> {
+    let mut shown = resource.shown.clone();
+    let (kind, token, copy) = match &resource.kind {
+        NewResourceKind::File { source } => {
+            let copy = files::copy_for_session(tx, workspace, *source, session)
+                .await?
+                .ok_or(AddError::NoFile(*source))?;
+            if let SessionResource::File(file) = &mut shown {
+                file.file_id = copy.file.id;
+            }
+            ("file", None, Some(copy))
         }
         NewResourceKind::Repository { token } => ("github_repository", token.as_ref(), None),
     };
@@ -192,9 +197,9 @@ pub(crate) async fn insert(
         kind,
         resource.mount_path,
         resource.alias_path,
-        resource.body,
-        file.map(|(blob, _)| blob),
-        file.map(|(_, copy)| copy),
+        selfsame_types::json_text(&shown),
+        copy.as_ref().and_then(|copy| copy.blob).map(|blob| blob.0),
+        copy.as_ref().map(|copy| copy.file.id.0),
         token.map(|token| &*token.ciphertext),
         token.map(|token| &*token.data_key),
         token.map(|token| &*token.master_key),
@@ -202,38 +207,7 @@ pub(crate) async fn insert(
     )
     .execute(&mut *tx)
     .await?;
-    Ok(())
-}
-
-/// The session's own copy of a file: another row, the same content. Answers the content's name.
-async fn copy_file(
-    tx: &mut PgConnection,
-    workspace: WorkspaceId,
-    session: SessionId,
-    source: FileId,
-    copy: FileId,
-    at: Timestamp,
-) -> Result<Uuid, AddError> {
-    sqlx::query_scalar!(
-        r#"
-        INSERT INTO files (id, workspace_id, session_id, kind, filename, mime_type, size_bytes,
-                           blob_id, downloadable, created_at)
-        SELECT $1, workspace_id, $2, 'input', filename, mime_type, size_bytes, blob_id, false, $5
-        FROM files
-        WHERE id = $3 AND workspace_id = $4 AND deleted_at IS NULL
-          AND (expires_at IS NULL OR expires_at > $5)
-        FOR SHARE
-        RETURNING blob_id
-        "#,
-        copy.0,
-        session.0,
-        source.0,
-        workspace.0,
-        jiff_sqlx::Timestamp::from(at.inner()) as _,
-    )
-    .fetch_optional(tx)
-    .await?
-    .ok_or(AddError::NoFile(source))
+    Ok(shown)
 }
 
 /// Removes the tokens of a session's repositories for good.
@@ -333,7 +307,7 @@ impl Store {
         session: SessionId,
         resource: &NewResource,
         at: Timestamp,
-    ) -> Result<(), AddError> {
+    ) -> Result<SessionResource, AddError> {
         let mut tx = self.pool.begin().await?;
         // Locked, so that nobody ends the session, or adds the same path, meanwhile.
         let row = sqlx::query!(
@@ -387,9 +361,8 @@ impl Store {
                 WHERE r.id = $3 AND r.session_id = $1 AND r.type = 'file' AND r.deleted_at IS NULL
                   AND c.id = r.session_id AND c.workspace_id = $2 AND c.deleted_at IS NULL
                 RETURNING r.file_id
-            ), hidden AS (
-                UPDATE files f SET deleted_at = clock_timestamp() FROM removed
-                WHERE f.id = removed.file_id AND f.deleted_at IS NULL
+            ), deleted AS (
+                DELETE FROM files f USING removed WHERE f.id = removed.file_id
             )
             SELECT file_id FROM removed
             "#,
@@ -510,6 +483,36 @@ impl Store {
         self.sealer()?.seal(token.as_bytes(), &context).await
     }
 
+    /// Whose session it is; `None` when it is gone.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn session_workspace(
+        &self,
+        session: SessionId,
+    ) -> Result<Option<WorkspaceId>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            "SELECT workspace_id FROM sessions WHERE id = $1 AND deleted_at IS NULL",
+            session.0,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .map(WorkspaceId))
+    }
+
+    /// How large a content is.
+    ///
+    /// # Errors
+    /// Database faults.
+    pub async fn blob_size(&self, blob: BlobId) -> Result<Option<u64>, StoreError> {
+        Ok(
+            sqlx::query_scalar!("SELECT size FROM blobs WHERE id = $1", blob.0)
+                .fetch_optional(&self.pool)
+                .await?
+                .map(|size| u64::try_from(size).unwrap_or(0)),
+        )
+    }
+
     /// A repository's token in clear, for the door alone.
     ///
     /// # Errors
@@ -579,7 +582,7 @@ impl Store {
     /// Database faults.
     pub async fn output_list(&self, session: SessionId) -> Result<Vec<OutputRecord>, StoreError> {
         Ok(sqlx::query!(
-            "SELECT path, file_id, size, modified, inode FROM session_outputs WHERE session_id = $1",
+            "SELECT path, size, modified, inode FROM session_outputs WHERE session_id = $1",
             session.0,
         )
         .fetch_all(&self.pool)
@@ -587,7 +590,6 @@ impl Store {
         .into_iter()
         .map(|row| OutputRecord {
             path: row.path,
-            file: FileId(row.file_id),
             size: row.size,
             modified: row.modified,
             inode: row.inode,
@@ -595,75 +597,29 @@ impl Store {
         .collect())
     }
 
-    /// A captured output: a new file takes the place of the one with the same path. `false` when the
-    /// session is gone.
+    /// Remembers what a captured output was like. Nothing is remembered of a session that is gone.
     ///
     /// # Errors
     /// Database faults.
-    pub async fn output_capture(
+    pub async fn output_set(
         &self,
         session: SessionId,
         output: &OutputRecord,
-        filename: &str,
-        mime_type: &str,
-        blob: Uuid,
-    ) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        // Held off: whoever deletes the session removes its files, and must find this one.
-        let workspace = sqlx::query_scalar!(
-            "SELECT workspace_id FROM sessions WHERE id = $1 AND deleted_at IS NULL FOR SHARE",
-            session.0,
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(workspace) = workspace else {
-            return Ok(false);
-        };
+    ) -> Result<(), StoreError> {
         sqlx::query!(
             r#"
-            UPDATE files f SET deleted_at = clock_timestamp()
-            FROM session_outputs o
-            WHERE o.session_id = $1 AND o.path = $2 AND f.id = o.file_id AND f.deleted_at IS NULL
+            INSERT INTO session_outputs (session_id, path, size, modified, inode)
+            SELECT id, $2, $3, $4, $5 FROM sessions WHERE id = $1 FOR KEY SHARE
+            ON CONFLICT (session_id, path) DO UPDATE SET size = $3, modified = $4, inode = $5
             "#,
             session.0,
             output.path,
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!(
-            r#"
-            INSERT INTO files (id, workspace_id, session_id, kind, filename, mime_type, size_bytes,
-                               blob_id, downloadable, path)
-            VALUES ($1, $2, $3, 'output', $4, $5, $6, $7, true, $8)
-            "#,
-            output.file.0,
-            workspace,
-            session.0,
-            filename,
-            mime_type,
-            output.size,
-            blob,
-            output.path,
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!(
-            r#"
-            INSERT INTO session_outputs (session_id, path, file_id, size, modified, inode)
-            VALUES ($1, $2, $3, $4, $5, $6)
-            ON CONFLICT (session_id, path) DO UPDATE
-            SET file_id = $3, size = $4, modified = $5, inode = $6
-            "#,
-            session.0,
-            output.path,
-            output.file.0,
             output.size,
             output.modified,
             output.inode,
         )
-        .execute(&mut *tx)
+        .execute(&self.pool)
         .await?;
-        tx.commit().await?;
-        Ok(true)
+        Ok(())
     }
 }

@@ -162,6 +162,7 @@ impl Store {
         first: FirstState,
     ) -> Result<Option<Created>, AddError> {
         let rows = render_rows(&first.events, 0, new.created_at);
+        let mut shown = Vec::with_capacity(new.resources.len());
         // Most sessions have nothing beside them and are one statement.
         if new.resources.is_empty() {
             if !insert_session(&self.pool, &new, &first, &rows).await? {
@@ -173,17 +174,19 @@ impl Store {
                 return Ok(None);
             }
             for resource in &new.resources {
-                resources::insert(&mut tx, new.workspace, new.id, resource, new.created_at).await?;
+                shown.push(
+                    resources::insert(&mut tx, new.workspace, new.id, resource, new.created_at)
+                        .await?,
+                );
             }
             tx.commit().await?;
         }
-        let bodies: Vec<&str> = new.resources.iter().map(|new| new.body.as_str()).collect();
         let record = SessionRecord {
             id: new.id,
             workspace: new.workspace,
             environment_id: new.environment_id,
             equipped: !new.resources.is_empty(),
-            resources: format!("[{}]", bodies.join(",")),
+            resources: selfsame_types::json_text(&shown),
             agent: new.agent,
             environment: new.environment,
             title: new.title,

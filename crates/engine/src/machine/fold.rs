@@ -143,6 +143,7 @@ impl Machine {
             Payload::AgentMessage { .. }
             | Payload::AgentThinking { .. }
             | Payload::Error { .. }
+            | Payload::Trouble(_)
             | Payload::SessionUpdated { .. }
             | Payload::SessionUsage { .. }
             | Payload::SessionRunning

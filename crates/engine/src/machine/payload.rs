@@ -76,6 +76,19 @@ pub enum ErrorType {
     ModelRateLimitedError,
     ModelRequestFailedError,
     BillingError,
+    RepositoryAuthenticationError,
+    RepositoryForbiddenError,
+    RepositoryNotFoundError,
+    RepositoryCheckoutError,
+    RepositoryCloneError,
+}
+
+/// Something that a session goes on without: a repository that could not be cloned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    pub error_type: ErrorType,
+    pub message: String,
+    pub repository_url: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +166,7 @@ pub enum Payload {
         message: String,
         retry: RetryStatus,
     },
+    Trouble(Trouble),
     SessionRunning,
     SessionIdle {
         stop: StopReason,
@@ -235,7 +249,7 @@ impl Payload {
             Self::ToolUse { .. } => EventType::AgentToolUse,
             Self::CustomToolUse { .. } => EventType::AgentCustomToolUse,
             Self::ToolResult { .. } => EventType::AgentToolResult,
-            Self::Error { .. } => EventType::SessionError,
+            Self::Error { .. } | Self::Trouble(_) => EventType::SessionError,
             Self::SessionRunning => EventType::SessionStatusRunning,
             Self::SessionIdle { .. } => EventType::SessionStatusIdle,
             Self::SessionRescheduled => EventType::SessionStatusRescheduled,
@@ -319,6 +333,16 @@ impl Payload {
             } => fields(&json!({
                 "error": {"type": error_type, "message": message, "retry_status": {"type": retry}},
             })),
+            Self::Trouble(trouble) => {
+                let mut error = json!({
+                    "type": trouble.error_type, "message": trouble.message,
+                    "retry_status": {"type": RetryStatus::Retrying},
+                });
+                if let Some(url) = &trouble.repository_url {
+                    error["repository_url"] = json!(url);
+                }
+                fields(&json!({"error": error}))
+            }
             Self::SessionIdle { stop } => fields(&stop.fields()),
             Self::SessionUsage { usage } => fields(&json!({"usage": usage, "budget": null})),
             Self::ThreadIdle { stop } => {

@@ -4,7 +4,7 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason,
+    ErrorType, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason, Trouble,
     payload::Permission,
 };
 
@@ -163,6 +163,17 @@ impl Step<'_> {
             retry_at,
             ..
         } = failure;
+        self.give_way(thread, attempt, error_type, message, retry_at);
+    }
+
+    fn give_way(
+        &mut self,
+        thread: ThreadId,
+        attempt: u32,
+        error_type: ErrorType,
+        message: String,
+        retry_at: Option<Timestamp>,
+    ) {
         let retry = match retry_at {
             Some(_) => RetryStatus::Retrying,
             None => RetryStatus::Exhausted,
@@ -182,6 +193,35 @@ impl Step<'_> {
             self.process_messages(thread, true);
             self.idle(thread, StopReason::RetriesExhausted);
         }
+    }
+
+    /// Says what a thread that is about to ask goes on without.
+    pub fn trouble(&mut self, thread: ThreadId, troubles: &[Trouble]) {
+        let asks = self.thread(thread).is_some_and(|t| {
+            matches!(t.status, Status::Running | Status::Rescheduling) && !t.is_interrupted()
+        });
+        if !asks || troubles.is_empty() {
+            return;
+        }
+        self.run(thread);
+        for trouble in troubles {
+            self.emit(thread, &Payload::Trouble(trouble.clone()));
+        }
+    }
+
+    /// The sandbox cannot be prepared for what the turn is about to ask: there is another attempt, or the
+    /// turn is over. No request is open.
+    pub fn unprepared(&mut self, thread: ThreadId, message: String, retry_at: Option<Timestamp>) {
+        let Some(state) = self.thread(thread).filter(|t| {
+            matches!(t.status, Status::Running | Status::Rescheduling)
+                && t.request.is_none()
+                && !t.is_interrupted()
+        }) else {
+            return;
+        };
+        let attempt = state.attempt + 1;
+        self.run(thread);
+        self.give_way(thread, attempt, ErrorType::UnknownError, message, retry_at);
     }
 
     fn end_span(&mut self, thread: ThreadId, span: EventId, usage: ModelUsage) {

@@ -1,6 +1,6 @@
 //! One tool call, from the session's sandbox to the content of its result event.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use selfsame_sandbox::{Call, Content, SandboxError};
 use selfsame_types::SessionId;
@@ -18,7 +18,7 @@ const SANDBOX_ATTEMPTS: u32 = 3;
 /// `sent` is the life of the hands that may know this call already. Another life cannot tell what
 /// became of it, so from there on it is never sent again.
 pub(super) async fn execute(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     session: SessionId,
     epoch: i64,
     call: &Call,
@@ -39,7 +39,12 @@ pub(super) async fn execute(
                 fail::point("before_call_send");
                 sent = Some(life);
                 match watch(sandbox.call(call)).await {
-                    Ok(result) => return convert(result),
+                    Ok(result) => {
+                        if inner.sandboxes.outputs_told(session, result.outputs) {
+                            inner.capture_soon(session);
+                        }
+                        return convert(result);
+                    }
                     Err(SandboxError::Refused(reason)) => return failure(&reason),
                     Err(error) => AcquireError::from(error),
                 }
@@ -62,6 +67,21 @@ pub(super) async fn execute(
         if !matches!(problem, AcquireError::Sandbox(SandboxError::Lost)) {
             tokio::time::sleep(STORE_RETRY * failures).await;
         }
+    }
+}
+
+impl Inner {
+    /// Captures a session's outputs. What cannot be had now is captured the next time.
+    pub(super) async fn capture(&self, session: SessionId) {
+        if let Err(error) = self.sandboxes.capture(session).await {
+            tracing::warn!(%session, %error, "cannot capture outputs yet");
+        }
+    }
+
+    /// The same beside what is going on, so that a client sees outputs while the agent works.
+    fn capture_soon(self: &Arc<Self>, session: SessionId) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move { inner.capture(session).await });
     }
 }
 

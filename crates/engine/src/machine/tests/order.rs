@@ -381,6 +381,13 @@ impl Checker {
         hold!(self.span.is_none(), "an error inside a request");
         text(&event["error"], "type")?;
         text(&event["error"], "message")?;
+        if text(&event["error"], "type")?.starts_with("repository_") {
+            hold!(
+                event["error"]["retry_status"]["type"] == "retrying",
+                "a session goes on without a repository"
+            );
+            return Ok(());
+        }
         self.must = match text(&event["error"]["retry_status"], "type")? {
             "retrying" => vec!["session.status_rescheduled"],
             "exhausted" => {

@@ -1,0 +1,85 @@
+//! What a session's sandbox may reach through the door.
+
+use std::sync::Arc;
+
+use selfsame_store::ResourceKind;
+use selfsame_types::{
+    SessionId,
+    environment::{EnvironmentConfig, Networking},
+    session::{self, SessionResource},
+};
+use url::Url;
+
+use super::{FitError, Wanted, Workbench};
+use crate::{
+    door::{Access, Network, Repository},
+    resources,
+};
+
+impl Workbench {
+    /// The rules for a session's connections, with its repositories' tokens in clear.
+    pub async fn access(
+        &self,
+        session: SessionId,
+        wanted: &Wanted,
+    ) -> Result<Arc<Access>, FitError> {
+        let mut repositories = Vec::new();
+        for record in &wanted.equipment.resources {
+            let ResourceKind::Repository { token } = &record.kind else {
+                continue;
+            };
+            let SessionResource::GithubRepository(shown) = resources::read(record.id, &record.body)?
+            else {
+                continue;
+            };
+            let Some((host, owner, name)) = session::repository(&shown.url) else {
+                continue;
+            };
+            let workspace = wanted.equipment.workspace;
+            let token = match token {
+                Some(sealed) => Some(
+                    self.store
+                        .resource_token(workspace, record.id, sealed)
+                        .await
+                        .map_err(selfsame_store::StoreError::from)?,
+                ),
+                None => None,
+            };
+            repositories.push(Repository {
+                host: host.to_ascii_lowercase(),
+                owner: owner.to_owned(),
+                name: name.to_owned(),
+                token,
+            });
+        }
+        Ok(Arc::new(Access {
+            session,
+            network: network(wanted),
+            repositories,
+        }))
+    }
+}
+
+fn network(wanted: &Wanted) -> Network {
+    let limited = match &wanted.environment {
+        EnvironmentConfig::Cloud(cloud) => match &cloud.networking {
+            Networking::Unrestricted(_) => return Network::Unrestricted,
+            Networking::Limited(limited) => limited,
+        },
+        // Its tools run elsewhere.
+        EnvironmentConfig::SelfHosted(_) => &Default::default(),
+    };
+    let mcp_hosts = wanted.agent.spec.mcp_servers.iter().filter_map(|server| {
+        let url: Url = server.url.parse().ok()?;
+        url.host_str().map(str::to_ascii_lowercase)
+    });
+    Network::Limited {
+        allowed_hosts: limited.allowed_hosts.clone(),
+        package_hosts: limited.allow_package_managers,
+        extra_hosts: if limited.allow_mcp_servers {
+            mcp_hosts.collect()
+        } else {
+            Vec::new()
+        },
+    }
+}
