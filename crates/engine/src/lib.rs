@@ -23,6 +23,7 @@ mod runner;
 mod runners;
 mod sandboxes;
 mod sessions;
+pub mod skills;
 mod transcript;
 
 use std::{sync::Arc, time::Duration};
