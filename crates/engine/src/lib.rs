@@ -24,6 +24,7 @@ mod runner;
 mod runners;
 mod sandboxes;
 mod sessions;
+pub mod skills;
 mod transcript;
 mod workbench;
 

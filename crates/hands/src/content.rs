@@ -22,6 +22,10 @@ pub struct Call {
 pub struct CallResult {
     pub content: Vec<Content>,
     pub is_error: bool,
+    /// After `bash`, `write` and `edit`: a number that differs from the one before when a file in the
+    /// outputs directory was added, changed or removed, and 0 when there is none. Otherwise 0.
+    #[serde(default)]
+    pub outputs: u64,
 }
 
 impl CallResult {
@@ -31,6 +35,7 @@ impl CallResult {
         Self {
             content: vec![Content::Text(text.into())],
             is_error: false,
+            outputs: 0,
         }
     }
 
@@ -40,6 +45,7 @@ impl CallResult {
         Self {
             content: vec![Content::Text(text.into())],
             is_error: true,
+            outputs: 0,
         }
     }
 

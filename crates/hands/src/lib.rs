@@ -12,10 +12,12 @@ mod content;
 pub mod hello;
 pub mod mux;
 pub mod procs;
+pub mod transfer;
 pub mod wire;
 
 pub use content::{Call, CallResult, Content};
 pub use hello::Key;
+pub use transfer::{Found, Put, Ran, Run};
 
 /// Socket that `serve` listens on and `connect` dials when they are told nothing else: a name in
 /// the abstract namespace, so it needs no file inside.

@@ -4,11 +4,10 @@ mod program;
 
 use std::{env, process::ExitCode, time::Duration};
 
-use program::{Options, Socket, relay, serve};
+use program::{Options, Places, Socket, relay, serve};
 
 const USAGE: &str = "\
-Usage: selfsame-hands serve [--socket @NAME|PATH] [--workdir DIR] [--outputs DIR]
-                            [--tool-outputs DIR] [--max-timeout-ms N]
+Usage: selfsame-hands serve [--socket @NAME|PATH] [--root DIR] [--max-timeout-ms N]
        selfsame-hands connect [--socket @NAME|PATH]
 ";
 
@@ -17,9 +16,7 @@ fn main() -> ExitCode {
     let command = arguments.next().unwrap_or_default();
     let mut options = Options {
         socket: Socket::parse(selfsame_hands::DEFAULT_SOCKET),
-        workdir: "/workspace".into(),
-        outputs: "/mnt/session/outputs".into(),
-        tool_outputs: "/mnt/session/tool-outputs".into(),
+        places: Places::new("/"),
         max_timeout: Duration::from_secs(600),
     };
     while let Some(name) = arguments.next() {
@@ -28,9 +25,7 @@ fn main() -> ExitCode {
         };
         match name.as_str() {
             "--socket" => options.socket = Socket::parse(&value),
-            "--workdir" => options.workdir = value.into(),
-            "--outputs" => options.outputs = value.into(),
-            "--tool-outputs" => options.tool_outputs = value.into(),
+            "--root" => options.places = Places::new(value),
             "--max-timeout-ms" => match value.parse() {
                 Ok(millis) => options.max_timeout = Duration::from_millis(millis),
                 Err(_) => return usage(),

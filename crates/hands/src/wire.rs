@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::{Call, CallResult};
+use crate::{Call, CallResult, Found, Put, Ran, Run};
 
 /// Longest request, in bytes: the longest content of a `write` call, with JSON's escapes.
 pub const MAX_REQUEST: usize = 32 << 20;
@@ -27,6 +27,22 @@ pub enum Request {
     /// End it early; answered by [`Reply::Done`] at once, while the call itself gets its
     /// (interrupted) result on its own substream.
     Cancel { id: Uuid },
+    /// Write a file, whose content follows in records. Answered by [`Reply::Done`], or at any time
+    /// before the content's end by [`Reply::Failed`].
+    Put(Put),
+    /// Read a file. Answered by [`Reply::Content`] and then its content in records.
+    Get { path: String, limit: u64 },
+    /// Find regular files, at most `limit`. Answered by [`Reply::Found`].
+    Walk { root: String, limit: usize },
+    /// Make a symbolic link where nothing is. Answered by [`Reply::Linked`].
+    Link { link: String, target: String },
+    /// Remove a file or link. Answered by [`Reply::Done`], also when there is none.
+    Remove { path: String },
+    /// Run a command of the server's own. Answered by [`Reply::Ran`]; it ends when the substream
+    /// does.
+    Run(Run),
+    /// Answered by [`Reply::Outputs`].
+    Outputs,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +50,20 @@ pub enum Request {
 pub enum Reply {
     Result(CallResult),
     Done,
+    /// A file of this size follows, in records.
+    Content {
+        size: u64,
+    },
+    Found(Vec<Found>),
+    /// Whether the link was made.
+    Linked(bool),
+    Ran(Ran),
+    /// Changes with the files of the outputs directory, see [`CallResult::outputs`].
+    Outputs(u64),
+    /// It was tried and could not be done; a phrase about the file or the command.
+    Failed {
+        message: String,
+    },
     /// The request cannot be served; a sentence for the log.
     Refused {
         message: String,

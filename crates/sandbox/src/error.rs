@@ -1,4 +1,4 @@
-use std::error::Error as StdError;
+use std::{error::Error as StdError, io};
 
 /// What can go wrong with a sandbox itself.
 ///
@@ -26,6 +26,15 @@ pub enum SandboxError {
     /// The hands will not do it; nothing has run. The text is for the log.
     #[error("the sandbox refused: {0}")]
     Refused(String),
+    /// A file inside (or a command of the server's own) and what is wrong with it, as a phrase.
+    #[error("{0}")]
+    Failed(String),
+    /// What was to be put into a file could not be read, or has another size than announced.
+    #[error("the content to be written could not be read")]
+    Content(#[source] io::Error),
+    /// This backend cannot do that at all.
+    #[error("this backend cannot {0}")]
+    Unsupported(&'static str),
     /// The other side said something that the protocol does not allow.
     #[error("protocol error: {0}")]
     Protocol(String),

@@ -6,6 +6,7 @@ mod error;
 mod outgoing;
 mod process;
 mod sandbox;
+mod transfer;
 
 pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
 pub use docker::{DiskLimit, DockerBackend, DockerOptions, Limits};
@@ -13,4 +14,5 @@ pub use error::SandboxError;
 pub use outgoing::{Carried, Outgoing};
 pub use process::ProcessBackend;
 pub use sandbox::Sandbox;
-pub use selfsame_hands::{Call, CallResult, Content, Key};
+pub use selfsame_hands::{Call, CallResult, Content, Found, Key, Put, Ran, Run};
+pub use transfer::Got;

@@ -14,7 +14,7 @@
 //! <uuid>/hands.json    process id and start time of the hands, while they run
 //! <uuid>/hands.sock    their socket
 //! <uuid>/hands.log     their standard error
-//! <uuid>/workspace, outputs, tool-outputs
+//! <uuid>/root         the sandbox's `/`, see the hands' `places`: `workspace`, `mnt/session` and so on
 //! ```
 //!
 //! The hands are in a session of their own, so that neither a killed server nor a signal to its
@@ -100,7 +100,8 @@ impl ProcessBackend {
         })
     }
 
-    /// The directory of a sandbox; its commands start in `workspace` below it.
+    /// The directory of a sandbox. What is `/x` in a container is `root/x` below it; commands start in
+    /// `root/workspace`.
     ///
     /// # Errors
     /// [`SandboxError::Gone`] for a handle that this backend did not make.
@@ -123,19 +124,15 @@ impl ProcessBackend {
             .arg("serve")
             .arg("--socket")
             .arg(&socket)
-            .arg("--workdir")
-            .arg(directory.join("workspace"))
-            .arg("--outputs")
-            .arg(directory.join("outputs"))
-            .arg("--tool-outputs")
-            .arg(directory.join("tool-outputs"))
+            .arg("--root")
+            .arg(directory.join("root"))
             // Nothing of the server's environment: it holds keys.
             .env_clear()
             .env(
                 "PATH",
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
-            .env("HOME", directory.join("workspace"))
+            .env("HOME", directory.join("root/workspace"))
             .env("LANG", "C.UTF-8")
             .envs(kept.env.iter().map(|(name, value)| (name, value)))
             .env(MARKER, directory)
@@ -244,9 +241,7 @@ impl Backend for ProcessBackend {
             .create(&directory)
             .map_err(SandboxError::backend("create a sandbox"))?;
         let result = async {
-            for name in ["workspace", "outputs", "tool-outputs"] {
-                fs::create_dir(directory.join(name))?;
-            }
+            fs::create_dir(directory.join("root"))?;
             store(&directory.join("spec.json"), &kept)?;
             self.start_in(&directory, &kept).await
         };

@@ -7,10 +7,10 @@ use std::{
 use selfsame_hands::{
     Call, CallResult, Key,
     hello::{self, HelloError},
-    mux::{self, Opener},
+    mux::{self, Opener, Substream},
     wire::{self, Reply, Request},
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use uuid::Uuid;
 
 use crate::{
@@ -30,6 +30,8 @@ const MAX_CALLS: usize = 192;
 /// Acknowledgements and cancellations at once; apart from the calls, so that a cancellation never
 /// waits for the call that it is to end.
 const MAX_CONTROLS: usize = 32;
+/// Transfers and commands of the server's own at once, apart from both: a slow one holds up no call.
+const MAX_TRANSFERS: usize = 16;
 
 /// A connected sandbox: cheap to clone, all calls multiplexed over one stream.
 ///
@@ -45,6 +47,7 @@ struct Inner {
     opener: Opener,
     calls: Semaphore,
     controls: Semaphore,
+    transfers: Arc<Semaphore>,
     closed: watch::Receiver<bool>,
     outgoing: Mutex<Option<mpsc::Receiver<Outgoing>>>,
 }
@@ -85,6 +88,7 @@ impl Sandbox {
                 opener,
                 calls: Semaphore::new(MAX_CALLS),
                 controls: Semaphore::new(MAX_CONTROLS),
+                transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
                 closed,
                 outgoing: Mutex::new(Some(outgoing)),
             }),
@@ -126,10 +130,7 @@ impl Sandbox {
             .map_err(|_| SandboxError::Lost)?;
         match self.exchange(&Request::Call(call.clone())).await? {
             Reply::Result(result) => Ok(result),
-            Reply::Refused { message } => Err(SandboxError::Refused(message)),
-            Reply::Done => Err(SandboxError::Protocol(
-                "a call was answered without result".into(),
-            )),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -180,9 +181,18 @@ impl Sandbox {
             .map_err(|_| SandboxError::Timeout("an answer of the sandbox"))??;
         match reply {
             Reply::Done => Ok(()),
-            Reply::Refused { message } => Err(SandboxError::Refused(message)),
-            Reply::Result(_) => Err(SandboxError::Protocol("an unexpected result".into())),
+            other => Err(unexpected(other)),
         }
+    }
+
+    /// A substream for a transfer, and the permit to hold while it lasts.
+    pub(crate) async fn transfer(&self) -> Result<(Substream, OwnedSemaphorePermit), SandboxError> {
+        let permit = Arc::clone(&self.inner.transfers)
+            .acquire_owned()
+            .await
+            .map_err(|_| SandboxError::Lost)?;
+        let stream = self.inner.opener.open().await.ok_or(SandboxError::Lost)?;
+        Ok((stream, permit))
     }
 
     async fn exchange(&self, request: &Request) -> Result<Reply, SandboxError> {
@@ -196,7 +206,16 @@ impl Sandbox {
     }
 }
 
-fn broken(error: io::Error) -> SandboxError {
+/// An answer that says no, or one that does not belong to the request.
+pub(crate) fn unexpected(reply: Reply) -> SandboxError {
+    match reply {
+        Reply::Refused { message } => SandboxError::Refused(message),
+        Reply::Failed { message } => SandboxError::Failed(message),
+        _ => SandboxError::Protocol("the answer belongs to another request".into()),
+    }
+}
+
+pub(crate) fn broken(error: io::Error) -> SandboxError {
     match error.kind() {
         io::ErrorKind::InvalidData => SandboxError::Protocol(error.to_string()),
         io::ErrorKind::InvalidInput => SandboxError::Refused(error.to_string()),

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use selfsame_hands::Content;
 use serde::Deserialize;
 
-use super::tools::Failure;
+use super::{places::Places, tools::Failure};
 
 /// Longest text that is read or edited as a whole, and longest selection of lines, in bytes.
 const MAX_TEXT: u64 = 256 << 10;
@@ -77,12 +77,21 @@ fn failure(path: &str) -> impl Fn(io::Error) -> Failure {
     move |error| Failure::new(format!("{path}: {}", phrase(&error)))
 }
 
-fn resolve(workdir: &Path, path: &str) -> Result<PathBuf, Failure> {
+fn resolve(places: &Places, path: &str) -> Result<PathBuf, Failure> {
     match path {
         "" => Err(Failure::new("file_path is empty")),
         _ if path.contains('\0') => Err(Failure::new("file_path contains a NUL character")),
-        _ => Ok(workdir.join(path)),
+        _ => Ok(places.of_tool(path)),
     }
+}
+
+/// The same for a file that is to be written.
+fn resolve_writable(places: &Places, path: &str) -> Result<PathBuf, Failure> {
+    let target = resolve(places, path)?;
+    if places.is_read_only(&target) {
+        return Err(Failure::new(format!("{path}: read-only file")));
+    }
+    Ok(target)
 }
 
 /// Opens a regular file and nothing else. The flag keeps a FIFO from blocking the open.
@@ -138,11 +147,11 @@ fn media(target: &Path) -> Option<(&'static str, u64)> {
 
 pub(super) fn read(
     input: ReadInput,
-    workdir: &Path,
+    places: &Places,
     stop: &AtomicBool,
 ) -> Result<Content, Failure> {
     let path = &input.file_path;
-    let target = resolve(workdir, path)?;
+    let target = resolve(places, path)?;
     let range = match input.view_range.as_deref() {
         None | Some([]) => None,
         Some(&[start, end]) => Some((start, end)),
@@ -246,9 +255,13 @@ fn read_lines(
     Ok(selected)
 }
 
-pub(super) fn write(input: WriteInput, workdir: &Path, _: &AtomicBool) -> Result<Content, Failure> {
+pub(super) fn write(
+    input: WriteInput,
+    places: &Places,
+    _: &AtomicBool,
+) -> Result<Content, Failure> {
     let path = &input.file_path;
-    let target = resolve(workdir, path)?;
+    let target = resolve_writable(places, path)?;
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).map_err(failure(path))?;
     }
@@ -269,7 +282,7 @@ fn replace(target: &Path, content: &str) -> Result<(), Fault> {
         .map_err(Fault::Io)
 }
 
-pub(super) fn edit(input: EditInput, workdir: &Path, _: &AtomicBool) -> Result<Content, Failure> {
+pub(super) fn edit(input: EditInput, places: &Places, _: &AtomicBool) -> Result<Content, Failure> {
     let EditInput {
         file_path: path,
         old_string,
@@ -279,7 +292,7 @@ pub(super) fn edit(input: EditInput, workdir: &Path, _: &AtomicBool) -> Result<C
     if old_string.is_empty() {
         return Err(Failure::new("old_string is empty"));
     }
-    let target = resolve(workdir, path)?;
+    let target = resolve_writable(places, path)?;
     let (file, size) =
         open_regular(OpenOptions::new().read(true), &target).map_err(Fault::at(path))?;
     let bytes = read_up_to(file, MAX_TEXT).map_err(failure(path))?.ok_or_else(|| {

@@ -4,8 +4,9 @@
 //! serve ── accept loop ── session (one per admitted server; a new one ends the older ones)
 //!   │                        └── substream (one per request) ── waits for ─┐
 //!   ├── reaper                                                             │
-//!   └── calls: one task per call, whatever happens to sessions ◄───────────┘
-//!          └── tools: shells (one per thread), files, search
+//!   ├── calls: one task per call, whatever happens to sessions ◄───────────┤
+//!   │      └── tools: shells (one per thread), files, search               │
+//!   └── transfers and runs: they end with their substream ◄────────────────┘
 //! ```
 //!
 //! Everything runs on one thread, except file work, which has a few threads of its own.
@@ -15,15 +16,21 @@ mod children;
 mod files;
 mod grep;
 mod output;
+mod outputs;
+mod places;
 mod relay;
+mod run;
 mod search;
 mod serve;
 mod shell;
 mod socket;
 mod tools;
+mod transfer;
+mod walk;
 
 use std::{env, ffi::OsString};
 
+pub(crate) use places::Places;
 pub(crate) use relay::relay;
 pub(crate) use serve::{Options, serve};
 pub(crate) use socket::Socket;

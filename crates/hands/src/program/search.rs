@@ -13,7 +13,7 @@ use regex::bytes::Regex;
 use selfsame_hands::Content;
 use serde::Deserialize;
 
-use super::{files::phrase, output::text, tools::Failure};
+use super::{files::phrase, output::text, places::Places, tools::Failure};
 
 /// Most paths that `glob` returns.
 const MAX_PATHS: usize = 200;
@@ -42,16 +42,16 @@ pub(super) struct GrepInput {
 
 impl GrepInput {
     /// The file or directory to search.
-    pub(super) fn root(&self, workdir: &Path) -> PathBuf {
+    pub(super) fn root(&self, places: &Places) -> PathBuf {
         self.path
             .as_deref()
-            .map_or_else(|| workdir.to_owned(), |path| workdir.join(path))
+            .map_or_else(|| places.workdir(), |path| places.of_tool(path))
     }
 }
 
 pub(super) fn glob(
     input: GlobInput,
-    workdir: &Path,
+    places: &Places,
     stop: &AtomicBool,
 ) -> Result<Content, Failure> {
     let pattern = input.pattern.as_str();
@@ -69,7 +69,7 @@ pub(super) fn glob(
     let root = input
         .path
         .as_deref()
-        .map_or_else(|| workdir.to_owned(), |path| workdir.join(path));
+        .map_or_else(|| places.workdir(), |path| places.of_tool(path));
     let root_name = root.display().to_string();
     let fault = |error| Failure::new(format!("{root_name}: {}", phrase(&error)));
     if !fs::metadata(&root).map_err(fault)?.is_dir() {
@@ -260,11 +260,11 @@ fn walk(
 /// As `rg -n --no-heading`: `file:line:text`, without binary files, `.git` and `node_modules`.
 pub(super) fn grep(
     input: GrepInput,
-    workdir: &Path,
+    places: &Places,
     stop: &AtomicBool,
 ) -> Result<Content, Failure> {
     let regex = compile(&input.pattern).map_err(invalid)?;
-    let path = &input.root(workdir);
+    let path = &input.root(places);
     let name = path.display();
     let metadata =
         fs::metadata(path).map_err(|error| Failure::new(format!("{name}: {}", phrase(&error))))?;

@@ -1,8 +1,7 @@
 //! Listening, admitting servers, and answering them.
 
 use std::{
-    fs, io,
-    path::PathBuf,
+    io,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,14 +17,17 @@ use selfsame_hands::{
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::Semaphore,
+    sync::{OnceCell, Semaphore},
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Socket, calls::Calls, children, tools::Tools};
+use super::{
+    Places, Socket, calls::Calls, children, outputs, places::Fault, run::Runs, tools::Tools,
+    transfer::Transfers,
+};
 
 /// Time for an admission.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,10 +41,7 @@ const FILE_THREADS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) socket: Socket,
-    /// Where shells start and relative paths begin.
-    pub(crate) workdir: PathBuf,
-    pub(crate) outputs: PathBuf,
-    pub(crate) tool_outputs: PathBuf,
+    pub(crate) places: Places,
     /// Upper limit of a command's own time limit.
     pub(crate) max_timeout: Duration,
 }
@@ -54,6 +53,9 @@ struct Hands {
     /// Ends the newest session.
     session: Mutex<CancellationToken>,
     calls: Calls,
+    transfers: Transfers,
+    runs: Runs,
+    places: Places,
 }
 
 /// Serves until TERM.
@@ -67,11 +69,7 @@ pub(crate) fn serve(options: Options) -> io::Result<()> {
         rustix::process::set_child_subreaper(Some(own))?;
         let _ = rustix::process::setsid();
     }
-    for directory in [&options.workdir, &options.outputs, &options.tool_outputs] {
-        if let Err(error) = fs::create_dir_all(directory) {
-            eprintln!("selfsame-hands: {}: {error}", directory.display());
-        }
-    }
+    options.places.make();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(FILE_THREADS)
@@ -101,12 +99,16 @@ async fn start_file_threads() {
 
 async fn run(listener: UnixListener, options: Options) -> io::Result<()> {
     let boot_id = Uuid::now_v7();
-    let tools = Tools::new(options.workdir, options.tool_outputs, options.max_timeout);
+    let places = options.places;
+    let tools = Tools::new(places.clone(), options.max_timeout);
     let hands = Arc::new(Hands {
         boot_id,
         admission: Mutex::default(),
         session: Mutex::default(),
         calls: Calls::new(tools),
+        transfers: Transfers::new(places.clone()),
+        runs: Runs::new(places.clone()),
+        places,
     });
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -201,6 +203,7 @@ async fn session(
     let mut work = pin!(work);
     // Dropped with this future, and so is every answer that nobody waits for any more.
     let mut answers = JoinSet::new();
+    let settled = Arc::new(OnceCell::new());
     loop {
         tokio::select! {
             biased;
@@ -208,31 +211,51 @@ async fn session(
             () = &mut work => return,
             Some(_) = answers.join_next() => {}
             Some(substream) = requests.recv() => {
-                let hands = Arc::clone(hands);
-                answers.spawn(async move { answer(substream, &hands).await });
+                let (hands, settled) = (Arc::clone(hands), Arc::clone(&settled));
+                answers.spawn(async move { answer(substream, &hands, &settled).await });
             }
         }
     }
 }
 
-async fn answer(mut substream: Substream, hands: &Hands) -> io::Result<()> {
+/// `settled` is filled when nothing of the server's own runs that an earlier session has begun.
+async fn answer(mut substream: Substream, hands: &Hands, settled: &OnceCell<()>) -> io::Result<()> {
     let request = wire::read_frame(&mut substream, wire::MAX_REQUEST);
-    let reply = match timeout(REQUEST_TIMEOUT, request).await {
-        Ok(Ok(Request::Call(call))) => hands.calls.run(call).await,
-        Ok(Ok(Request::Ack { id })) => {
-            hands.calls.acknowledge(id);
-            Reply::Done
-        }
-        Ok(Ok(Request::Cancel { id })) => {
-            hands.calls.cancel(id);
-            Reply::Done
-        }
-        Ok(Err(error)) => Reply::Refused {
-            message: format!("not a request: {error}"),
-        },
-        Err(_) => Reply::Refused {
-            message: "the request did not arrive in time".into(),
-        },
+    let request = match timeout(REQUEST_TIMEOUT, request).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => return refuse(&mut substream, format!("not a request: {error}")).await,
+        Err(_) => return refuse(&mut substream, "the request did not arrive in time").await,
     };
+    let transfers = &hands.transfers;
+    let outcome = match request {
+        Request::Call(call) => Ok(hands.calls.run(call).await),
+        Request::Ack { id } => {
+            hands.calls.acknowledge(id);
+            Ok(Reply::Done)
+        }
+        Request::Cancel { id } => {
+            hands.calls.cancel(id);
+            Ok(Reply::Done)
+        }
+        Request::Get { path, limit } => return transfers.get(path, limit, &mut substream).await,
+        Request::Put(put) => transfers.put(put, &mut substream).await,
+        Request::Walk { root, limit } => transfers.walk(root, limit).await,
+        Request::Link { link, target } => transfers.link(link, target).await,
+        Request::Remove { path } => transfers.remove(path).await,
+        Request::Run(run) => {
+            settled.get_or_init(|| hands.runs.settle()).await;
+            hands.runs.run(run, &mut substream).await
+        }
+        Request::Outputs => {
+            let outputs = outputs::fingerprint(&hands.places.outputs()).await;
+            Ok(Reply::Outputs(outputs))
+        }
+    };
+    let reply = outcome.unwrap_or_else(|Fault(message)| Reply::Failed { message });
     wire::write_frame(&mut substream, &reply, wire::MAX_REPLY).await
+}
+
+async fn refuse(substream: &mut Substream, message: impl Into<String>) -> io::Result<()> {
+    let message = message.into();
+    wire::write_frame(substream, &Reply::Refused { message }, wire::MAX_REPLY).await
 }

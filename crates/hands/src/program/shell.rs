@@ -53,7 +53,7 @@ const FIRST_DESCRIPTOR: i32 = 200;
 /// holds it.
 const OUTPUT_GRACE: Duration = Duration::from_millis(300);
 /// Between TERM and KILL.
-const TERM_GRACE: Duration = Duration::from_secs(2);
+pub(super) const TERM_GRACE: Duration = Duration::from_secs(2);
 /// Bytes kept of what background processes print between two commands.
 const MAX_BETWEEN: usize = 16 << 10;
 

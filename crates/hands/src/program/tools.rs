@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +18,8 @@ use super::{
     children::Exit,
     files, grep,
     output::{Capture, Spill, shorten},
+    outputs,
+    places::Places,
     search::{self, GrepInput},
     shell::{End, Shell},
 };
@@ -47,8 +48,7 @@ type Outcome = Result<CallResult, Failure>;
 
 #[derive(Debug)]
 pub(super) struct Tools {
-    workdir: PathBuf,
-    tool_outputs: PathBuf,
+    places: Places,
     max_timeout: Duration,
     shells: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<Seat>>>>,
 }
@@ -69,10 +69,9 @@ struct BashInput {
 }
 
 impl Tools {
-    pub(super) fn new(workdir: PathBuf, tool_outputs: PathBuf, max_timeout: Duration) -> Self {
+    pub(super) fn new(places: Places, max_timeout: Duration) -> Self {
         Self {
-            workdir,
-            tool_outputs,
+            places,
             max_timeout,
             shells: Mutex::default(),
         }
@@ -94,11 +93,16 @@ impl Tools {
                 _ => Err(Failure::new("no such tool")),
             }
         };
-        outcome.unwrap_or_else(|Failure(message)| CallResult::error(format!("{tool}: {message}")))
+        let mut result = outcome
+            .unwrap_or_else(|Failure(message)| CallResult::error(format!("{tool}: {message}")));
+        if matches!(tool.as_str(), "bash" | "write" | "edit") {
+            result.outputs = outputs::fingerprint(&self.places.outputs()).await;
+        }
+        result
     }
 
     fn spill(&self, name: &str) -> Option<Spill> {
-        Spill::new(&self.tool_outputs, name)
+        Spill::new(&self.places.tool_outputs(), name)
     }
 
     async fn bash(&self, call: Call, cancel: &CancellationToken) -> Outcome {
@@ -207,7 +211,7 @@ impl Tools {
     }
 
     fn new_shell(&self) -> Result<Shell, Failure> {
-        Shell::start(&self.workdir).map_err(|error| {
+        Shell::start(&self.places.workdir()).map_err(|error| {
             Failure::new(format!("cannot start a shell: {}", files::phrase(&error)))
         })
     }
@@ -217,7 +221,7 @@ impl Tools {
             return self.blocking(call, cancel, search::grep).await;
         };
         let input: GrepInput = input(&call)?;
-        let path = input.root(&self.workdir);
+        let path = input.root(&self.places);
         tokio::select! {
             biased;
             () = cancel.cancelled() => Ok(CallResult::error(INTERRUPTED)),
@@ -233,13 +237,13 @@ impl Tools {
     async fn blocking<I, F>(&self, call: Call, cancel: &CancellationToken, tool: F) -> Outcome
     where
         I: DeserializeOwned + Send + 'static,
-        F: FnOnce(I, &std::path::Path, &AtomicBool) -> Result<Content, Failure> + Send + 'static,
+        F: FnOnce(I, &Places, &AtomicBool) -> Result<Content, Failure> + Send + 'static,
     {
         let input: I = input(&call)?;
-        let workdir = self.workdir.clone();
+        let places = self.places.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        let work = tokio::task::spawn_blocking(move || tool(input, &workdir, &flag));
+        let work = tokio::task::spawn_blocking(move || tool(input, &places, &flag));
         let outcome = tokio::select! {
             biased;
             () = cancel.cancelled() => {
@@ -264,6 +268,7 @@ impl Tools {
         Ok(CallResult {
             content: vec![content],
             is_error: false,
+            outputs: 0,
         })
     }
 }

@@ -267,8 +267,7 @@ async fn long_output_is_kept_in_a_file_and_shown_in_part() {
     let call = bench.make("bash", json!({ "command": "seq 1000000; echo end" }));
     let text = success(bench.sandbox.call(&call).await.unwrap());
     let path = bench
-        .directory()
-        .join("tool-outputs")
+        .place("/mnt/session/tool-outputs")
         .join(format!("{}.txt", call.spill_name));
     assert!(
         text.starts_with("[output truncated]\nThe output has 6888900 characters; all of it is in ")

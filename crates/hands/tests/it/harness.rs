@@ -60,7 +60,14 @@ impl Bench {
 
     /// A path below the directory that commands start in.
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
-        self.directory().join("workspace").join(relative)
+        self.place("/workspace").join(relative)
+    }
+
+    /// What a path of the sandbox is here.
+    pub(crate) fn place(&self, path: &str) -> PathBuf {
+        self.directory()
+            .join("root")
+            .join(path.trim_start_matches('/'))
     }
 
     pub(crate) fn put(&self, relative: &str, content: impl AsRef<[u8]>) {

@@ -6,4 +6,6 @@ mod files;
 mod harness;
 mod protocol;
 mod relay;
+mod run;
 mod search;
+mod transfer;

@@ -166,7 +166,7 @@ async fn many_matches_are_cut_with_a_note() {
     let text = success(bench.run("grep", json!({ "pattern": "needle" })).await);
     // More characters than a result may have, so they are in a file besides.
     assert!(text.starts_with("[output truncated]\n") || text.len() <= 100 << 10);
-    let spilled: Vec<_> = fs::read_dir(bench.directory().join("tool-outputs"))
+    let spilled: Vec<_> = fs::read_dir(bench.place("/mnt/session/tool-outputs"))
         .unwrap()
         .flatten()
         .collect();
