@@ -165,6 +165,14 @@ impl TryFrom<ResourceRow> for ResourceRecord {
     }
 }
 
+/// What the API shows, as text.
+///
+/// # Panics
+/// Never: resources serialize.
+pub(crate) fn text<T: serde::Serialize>(shown: &T) -> String {
+    serde_json::to_string(shown).expect("resources serialize")
+}
+
 /// Writes a session's resource; the session is there already. Answers what the API shows of it.
 pub(crate) async fn insert(
     tx: &mut PgConnection,
@@ -197,7 +205,7 @@ pub(crate) async fn insert(
         kind,
         resource.mount_path,
         resource.alias_path,
-        selfsame_types::json_text(&shown),
+        text(&shown),
         copy.as_ref().and_then(|copy| copy.blob).map(|blob| blob.0),
         copy.as_ref().map(|copy| copy.file.id.0),
         token.map(|token| &*token.ciphertext),

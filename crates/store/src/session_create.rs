@@ -186,7 +186,7 @@ impl Store {
             workspace: new.workspace,
             environment_id: new.environment_id,
             equipped: !new.resources.is_empty(),
-            resources: selfsame_types::json_text(&shown),
+            resources: resources::text(&shown),
             agent: new.agent,
             environment: new.environment,
             title: new.title,

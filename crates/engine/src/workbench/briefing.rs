@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
+use selfsame_store::StoreError;
 use selfsame_types::session::{GithubCheckout, SessionResource};
 use serde::{Deserialize, Serialize};
 
 use super::{FitError, Wanted, Workbench};
-use crate::skills;
+use crate::skills::{self, Announced};
 
 /// Files named one by one; of more the model sees the directory.
 const MAX_NAMED: usize = 100;
@@ -28,16 +29,25 @@ struct Found {
 impl Findings {
     /// Adds a repository's skill, unless its file is not one.
     pub(super) fn add(&mut self, directory: &str, path: &str, text: &[u8]) {
-        let Ok(text) = std::str::from_utf8(text) else {
-            return;
-        };
-        if let Ok(matter) = skills::parse_front_matter(text) {
+        let described = std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| skills::parse_front_matter(text).ok())
+            .and_then(|matter| matter.describe(directory));
+        if let Some((name, description)) = described {
             self.skills.push(Found {
-                name: matter.name.unwrap_or_else(|| directory.to_owned()),
-                description: matter.description,
+                name,
+                description,
                 path: path.to_owned(),
             });
         }
+    }
+
+    fn announced(self) -> impl Iterator<Item = Announced> {
+        self.skills.into_iter().map(|found| Announced {
+            name: found.name,
+            description: found.description,
+            path: found.path,
+        })
     }
 }
 
@@ -79,6 +89,19 @@ impl Workbench {
                 Some(GithubCheckout::Branch(branch)) => writeln!(text, ", branch {}", branch.name),
                 Some(GithubCheckout::Commit(commit)) => writeln!(text, ", commit {}", commit.sha),
             };
+        }
+        let mut announced = Self::attached(wanted);
+        if let Some(findings) = &wanted.equipment.findings {
+            let findings: Findings = serde_json::from_str(findings).map_err(
+                StoreError::corrupt("sessions", "findings", wanted.equipment.workspace),
+            )?;
+            announced.extend(findings.announced());
+        }
+        if let Some(paragraph) = skills::announcement(&announced) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&paragraph);
         }
         Ok(text)
     }

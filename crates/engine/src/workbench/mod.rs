@@ -10,6 +10,7 @@ mod briefing;
 mod files;
 mod outputs;
 mod repositories;
+mod skills;
 
 use std::collections::HashSet;
 
@@ -125,7 +126,7 @@ impl Workbench {
             sandbox.link("/skills", selfsame_types::session::SKILLS).await?;
             mounted.insert(LAYOUT);
         }
-        self.bring_skills(session, sandbox, mounted).await?;
+        self.bring_skills(session, sandbox, wanted, mounted, fit).await?;
         // A file may be linked into a repository, which must be there then.
         self.bring_repositories(session, sandbox, wanted, mounted, fit)
             .await?;

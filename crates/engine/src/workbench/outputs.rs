@@ -119,7 +119,7 @@ impl Workbench {
             Err(error) => return Err(error.into()),
         };
         let base = found.path.rsplit('/').next().unwrap_or(&found.path);
-        let filename = file::safe_name(base);
+        let filename = filename(base);
         let new = NewFile {
             workspace,
             kind: NewKind::Output {
@@ -153,6 +153,22 @@ impl Workbench {
         self.store.output_set(session, &record).await?;
         Ok(true)
     }
+}
+
+/// A file's name by the rules of uploads: what they forbid becomes an underscore.
+fn filename(base: &str) -> String {
+    let plain: String = base
+        .chars()
+        .take(255)
+        .map(|c| {
+            if c.is_control() || "<>:\"|?*\\/".contains(c) {
+                '_'
+            } else {
+                c
+            }
+        })
+        .collect();
+    file::clean_name(Some(&plain), file::BINARY).unwrap_or_else(|_| "unnamed".to_owned())
 }
 
 /// Time and inode as the rows have them.
