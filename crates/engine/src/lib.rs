@@ -13,6 +13,7 @@
 
 mod ask;
 mod change;
+mod door;
 pub mod fail;
 mod hub;
 mod loops;
@@ -37,13 +38,16 @@ use selfsame_types::{ServerId, SessionId};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use door::Door;
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use machine::Status;
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
-use crate::{hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes};
+use crate::{
+    hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes, workbench::Workbench,
+};
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -93,15 +97,25 @@ impl Engine {
         provider: Arc<dyn Provider>,
         models: Models,
         backend: Arc<dyn Backend>,
+        door: Door,
         config: EngineConfig,
     ) -> Self {
         let server = ServerId::new();
+        let workbench = Workbench::new(store.clone(), door.git_ca().to_owned());
+        let sandboxes = Sandboxes::new(
+            backend,
+            store.clone(),
+            server,
+            config.sandbox.clone(),
+            workbench,
+            door,
+        );
         Self {
             inner: Arc::new(Inner {
                 server,
                 hub: Hub::default(),
                 notifier: Notifier::new(store.clone(), server),
-                sandboxes: Sandboxes::new(backend, store.clone(), server, config.sandbox.clone()),
+                sandboxes,
                 runners: Runners::default(),
                 claims: Notify::new(),
                 tasks: TaskTracker::new(),

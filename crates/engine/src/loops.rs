@@ -224,7 +224,7 @@ async fn interest(inner: &Inner) {
     }
 }
 
-fn heard(inner: &Inner, hint: Hint) {
+fn heard(inner: &Arc<Inner>, hint: Hint) {
     if hint.equipped {
         inner.reequip(hint.session);
     }

@@ -94,7 +94,11 @@ impl Spec {
     /// When one of the texts is not what this program writes.
     pub fn read(agent: &str, environment: &str, models: &Models) -> serde_json::Result<Self> {
         let agent = serde_json::from_str(agent)?;
-        Ok(Self::new(agent, &serde_json::from_str(environment)?, models))
+        Ok(Self::new(
+            agent,
+            &serde_json::from_str(environment)?,
+            models,
+        ))
     }
 
     /// The next request of a thread. `briefing` is about the session's own material.

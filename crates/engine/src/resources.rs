@@ -183,7 +183,10 @@ impl Engine {
             .into());
         };
         repository.updated_at = store.now().await?;
-        let sealed = store.seal_resource_token(workspace, id, token).await?;
+        let sealed = store
+            .seal_resource_token(workspace, id, token)
+            .await
+            .map_err(StoreError::from)?;
         let body = text(&shown);
         let done = store
             .resource_set_token(workspace, session, id, &sealed, &body, actor)

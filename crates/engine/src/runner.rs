@@ -691,8 +691,8 @@ impl Runner {
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
         // A drain leaves the next request to the next server, and new resources come first.
-        let go_on = !self.inner.shutdown.is_cancelled()
-            && (!self.equipped || self.briefing.is_some());
+        let go_on =
+            !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some());
         let appended = self
             .append(None, |step| {
                 step.finish_call(thread, call, result.clone());

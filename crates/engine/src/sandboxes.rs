@@ -302,9 +302,9 @@ impl Sandboxes {
     /// Whether the outputs have changed since a call last said what they are like.
     pub fn outputs_told(&self, session: SessionId, fingerprint: u64) -> bool {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.get_mut(&session).is_some_and(|place| {
-            std::mem::replace(&mut place.told, fingerprint) != fingerprint
-        })
+        slots
+            .get_mut(&session)
+            .is_some_and(|place| std::mem::replace(&mut place.told, fingerprint) != fingerprint)
     }
 
     /// Captures what the agent has written for the user, when the sandbox is connected: otherwise nothing
@@ -531,7 +531,9 @@ impl Sandboxes {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, place| {
                 let closed = |slot: &Slot| {
-                    slot.connected.as_ref().is_none_or(|c| c.sandbox.is_closed())
+                    slot.connected
+                        .as_ref()
+                        .is_none_or(|c| c.sandbox.is_closed())
                 };
                 !(place.is_unused() && place.slot.try_lock().is_ok_and(|slot| closed(&slot)))
             });

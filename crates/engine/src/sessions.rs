@@ -97,9 +97,14 @@ impl Engine {
         let inner = &self.inner;
         let inputs = inputs(&request.events)?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
-        let environment = serde_json::from_str(&request.environment)
-            .map_err(StoreError::corrupt("environments", "config", request.environment_id))?;
-        let spec = Arc::new(Spec::new(request.agent.clone(), &environment, &inner.models));
+        let environment = serde_json::from_str(&request.environment).map_err(
+            StoreError::corrupt("environments", "config", request.environment_id),
+        )?;
+        let spec = Arc::new(Spec::new(
+            request.agent.clone(),
+            &environment,
+            &inner.models,
+        ));
         // What has to be mounted first keeps the first request waiting.
         let equipped = !request.resources.is_empty();
         let names: Vec<_> = request.resources.iter().map(file_id).collect();
@@ -530,7 +535,10 @@ fn refused(files: &[Option<FileId>], error: AddError) -> AppendError {
         AddError::NoFile(id) => files.iter().position(|file| *file == Some(*id)),
         _ => None,
     };
-    let at = at.map_or_else(|| "resources".to_owned(), |index| format!("resources[{index}]"));
+    let at = at.map_or_else(
+        || "resources".to_owned(),
+        |index| format!("resources[{index}]"),
+    );
     match resources::refusal(&at, error) {
         ResourceError::Refused(error) => AppendError::Refused(error),
         ResourceError::Store(error) => AppendError::Store(error),

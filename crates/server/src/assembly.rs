@@ -34,6 +34,7 @@ pub async fn engine(
         provider,
         models(&config.model),
         backend,
+        selfsame_engine::Door,
         engine_config(config),
     ))
 }

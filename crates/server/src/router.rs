@@ -18,7 +18,9 @@ use crate::{
     app::App,
     error::Error,
     extract::json_response,
-    handlers::{agents, environments, events, models, operations, resources, sessions, streams, threads},
+    handlers::{
+        agents, environments, events, models, operations, resources, sessions, streams, threads,
+    },
     middleware, openapi, unread,
 };
 

@@ -98,6 +98,7 @@ impl TestApp {
             Arc::new(NoModel),
             models,
             Arc::new(NoSandboxes),
+            selfsame_engine::Door,
             settings,
         );
         let deployment = new_deployment();

@@ -17,17 +17,16 @@ pub struct NewResource {
     pub mount_path: String,
     /// Where a link to it is put.
     pub alias_path: Option<String>,
-    /// The object that the API shows, as JSON text.
-    pub body: String,
+    /// What the API shows. Of a file, the id of the session's own copy is filled in.
+    pub shown: SessionResource,
     pub kind: NewResourceKind,
 }
 
 #[derive(Debug, Clone)]
 pub enum NewResourceKind {
-    /// `source` is copied to `copy`, which is the session's own and shares the content.
+    /// The session gets its own copy, which shares the content.
     File {
         source: FileId,
-        copy: FileId,
     },
     Repository {
         token: Option<Sealed>,
@@ -50,12 +49,8 @@ pub struct ResourceRecord {
 
 #[derive(Debug, Clone)]
 pub enum ResourceKind {
-    File {
-        blob: Uuid,
-    },
-    Repository {
-        token: Option<Sealed>,
-    },
+    File { blob: BlobId },
+    Repository { token: Option<Sealed> },
 }
 
 /// Why a resource was not added.
@@ -85,6 +80,10 @@ impl From<sqlx::Error> for AddError {
     }
 }
 
+// TEMP
+#[derive(Debug, Clone)]
+pub struct SkillMount { pub version_id: ResourceId, pub name: String, pub description: String, pub blob_id: BlobId }
+
 /// Everything that a session's sandbox is fitted out with.
 #[derive(Debug, Clone)]
 pub struct Equipment {
@@ -96,6 +95,7 @@ pub struct Equipment {
     pub resources: Vec<ResourceRecord>,
     /// What the first look into the repositories found, as JSON text.
     pub findings: Option<String>,
+    pub skills: Vec<SkillMount>,
 }
 
 /// A file below the outputs directory as it was captured last.
@@ -340,7 +340,7 @@ impl Store {
         if usize::try_from(row.files).unwrap_or(usize::MAX) >= MAX_FILES {
             return Err(AddError::TooMany);
         }
-        insert(&mut tx, workspace, session, resource, at).await?;
+        let shown = insert(&mut tx, workspace, session, resource, at).await?;
         sqlx::query!(
             "UPDATE sessions SET equipped = true WHERE id = $1",
             session.0
@@ -348,7 +348,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(())
+        Ok(shown)
     }
 
     /// Removes a file from a session, and the session's copy with it. `false`: there was none.
@@ -474,6 +474,7 @@ impl Store {
             environment: row.environment,
             resources,
             findings: row.findings,
+            skills: Vec::new(),
         }))
     }
 

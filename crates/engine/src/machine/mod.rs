@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 
 pub use inputs::{Input, InputKind};
 pub use next::Next;
-pub use payload::{ErrorType, Trouble, ModelUsage, Payload, Permission, Private, RetryStatus, StopReason};
+pub use payload::{
+    ErrorType, ModelUsage, Payload, Permission, Private, RetryStatus, StopReason, Trouble,
+};
 pub use step::{INTERRUPTED, Step};
 pub use work::{
     BlockContent, CallResult, Failure, NewCall, Response, ResponseBlock, Sequel, Verdict,

@@ -81,7 +81,8 @@ impl Inner {
     /// The same beside what is going on, so that a client sees outputs while the agent works.
     fn capture_soon(self: &Arc<Self>, session: SessionId) {
         let inner = Arc::clone(self);
-        self.tasks.spawn(async move { inner.capture(session).await });
+        self.tasks
+            .spawn(async move { inner.capture(session).await });
     }
 }
 

@@ -28,7 +28,8 @@ impl Workbench {
             let ResourceKind::Repository { token } = &record.kind else {
                 continue;
             };
-            let SessionResource::GithubRepository(shown) = resources::read(record.id, &record.body)?
+            let SessionResource::GithubRepository(shown) =
+                resources::read(record.id, &record.body)?
             else {
                 continue;
             };

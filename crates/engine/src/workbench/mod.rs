@@ -98,7 +98,8 @@ impl Workbench {
         sandbox: &Sandbox,
         wanted: &Wanted,
     ) -> Result<Fit, FitError> {
-        let mut mounted: HashSet<Uuid> = self.store.sandbox_mounted(id).await?.into_iter().collect();
+        let mut mounted: HashSet<Uuid> =
+            self.store.sandbox_mounted(id).await?.into_iter().collect();
         let before = mounted.clone();
         let mut fit = Fit::default();
         let result = self
@@ -123,10 +124,13 @@ impl Workbench {
         if !mounted.contains(&LAYOUT) {
             // Three generations of prompts name these places.
             sandbox.link("/uploads", UPLOADS).await?;
-            sandbox.link("/skills", selfsame_types::session::SKILLS).await?;
+            sandbox
+                .link("/skills", selfsame_types::session::SKILLS)
+                .await?;
             mounted.insert(LAYOUT);
         }
-        self.bring_skills(session, sandbox, wanted, mounted, fit).await?;
+        self.bring_skills(session, sandbox, wanted, mounted, fit)
+            .await?;
         // A file may be linked into a repository, which must be there then.
         self.bring_repositories(session, sandbox, wanted, mounted, fit)
             .await?;

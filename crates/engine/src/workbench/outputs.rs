@@ -90,7 +90,9 @@ impl Workbench {
                 tracing::warn!(%session, bytes = found.size, "an output is too large to be captured");
                 continue;
             }
-            whole &= self.capture_file((workspace, session), sandbox, &found).await?;
+            whole &= self
+                .capture_file((workspace, session), sandbox, &found)
+                .await?;
         }
         Ok(whole)
     }

@@ -96,7 +96,8 @@ impl Workbench {
             sandbox.put(&file, self.git_ca.as_bytes()).await?;
             mounted.insert(CONFIGURED);
         }
-        let host = selfsame_types::session::repository(&repository.url).map_or("", |(host, ..)| host);
+        let host =
+            selfsame_types::session::repository(&repository.url).map_or("", |(host, ..)| host);
         for (key, value) in [("proxy", GIT_PROXY), ("sslCAInfo", CA_FILE)] {
             let name = format!("http.https://{host}/.{key}");
             let ran = git(sandbox, &["config", "--system", &name, value], GIT_TIMEOUT).await?;
@@ -247,7 +248,9 @@ async fn run(sandbox: &Sandbox, argv: &[&str], timeout: Duration) -> Result<Ran,
         .run(&Run {
             id: Uuid::now_v7(),
             argv: argv.iter().map(|&word| word.to_owned()).collect(),
-            env: env.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),
+            env: env
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .to_vec(),
             cwd: None,
             timeout,
             output_limit: OUTPUT,
@@ -258,7 +261,10 @@ async fn run(sandbox: &Sandbox, argv: &[&str], timeout: Duration) -> Result<Ran,
 fn trouble(error_type: ErrorType, repository: &GithubRepositoryResource, reason: &str) -> Trouble {
     Trouble {
         error_type,
-        message: format!("The repository {} could not be mounted: {reason}", repository.url),
+        message: format!(
+            "The repository {} could not be mounted: {reason}",
+            repository.url
+        ),
         repository_url: Some(repository.url.clone()),
     }
 }

@@ -11,8 +11,8 @@ use selfsame_types::{
     environment::{Environment, EnvironmentConfig},
     page::{check_limit, decode_cursor, encode_cursor},
     session::{
-        CreateSession, DeletedSession, ListSessions, NewResource, Session, SessionDeletedType, SessionFields,
-        SessionStatus, SessionType, SessionView, UpdateSession, resolve_agent,
+        CreateSession, DeletedSession, ListSessions, NewResource, Session, SessionDeletedType,
+        SessionFields, SessionStatus, SessionType, SessionView, UpdateSession, resolve_agent,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -200,7 +200,8 @@ fn self_hosted(environment: EnvironmentId) -> ApiError {
 pub(crate) fn is_self_hosted(record: &SessionRecord) -> Result<Option<ApiError>> {
     let config: EnvironmentConfig = serde_json::from_str(&record.environment)
         .map_err(StoreError::corrupt("sessions", "environment", record.id))?;
-    Ok(matches!(config, EnvironmentConfig::SelfHosted(_)).then(|| self_hosted(record.environment_id)))
+    Ok(matches!(config, EnvironmentConfig::SelfHosted(_))
+        .then(|| self_hosted(record.environment_id)))
 }
 
 /// A place in the list and the way through it.
