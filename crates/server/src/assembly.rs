@@ -10,13 +10,13 @@ use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
     ResponseStream, ThinkingSupport, retry::Backoff,
 };
-use selfsame_net::{OperatorOptions, operator_client};
+use selfsame_net::{OperatorOptions, Policy, StaticHost, operator_client};
 use selfsame_sandbox::{Backend, DockerBackend, DockerOptions, Limits, ProcessBackend};
 use selfsame_store::{Deployment, Store};
 use selfsame_types::Timestamp;
 use tokio::sync::Semaphore;
 
-use crate::config::{Config, Model, SandboxBackend, ThinkingMode};
+use crate::config::{Config, Model, Net, SandboxBackend, ThinkingMode};
 
 /// Puts the engine together. It does not run yet.
 ///
@@ -97,18 +97,36 @@ pub fn models(config: &Model) -> Models {
     Models::new(list.collect())
 }
 
+/// What requests on users' behalf, and programs in sandboxes, may reach.
+///
+/// # Errors
+/// When `net.extra_ca_file` cannot be used.
+pub fn policy(net: &Net) -> anyhow::Result<Policy> {
+    let hosts = net.hosts.iter().map(|host| StaticHost {
+        name: host.name.0.clone(),
+        address: host.address.ip,
+        port: host.address.port,
+    });
+    let policy = Policy::new(net.allowed_ranges.clone(), &extra_ca(net)?)
+        .context("net.extra_ca_file")?
+        .with_hosts(hosts.collect());
+    Ok(policy)
+}
+
+fn extra_ca(net: &Net) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(path) = &net.extra_ca_file else {
+        return Ok(Vec::new());
+    };
+    let pem = std::fs::read(path)
+        .with_context(|| format!("cannot read net.extra_ca_file {}", path.display()))?;
+    Ok(vec![pem])
+}
+
 fn provider(config: &Config) -> anyhow::Result<Arc<dyn Provider>> {
     let model = &config.model;
     let idle = Duration::from_secs(model.idle_timeout_seconds);
-    let extra_ca = match &config.net.extra_ca_file {
-        None => Vec::new(),
-        Some(path) => vec![
-            std::fs::read(path)
-                .with_context(|| format!("cannot read net.extra_ca_file {}", path.display()))?,
-        ],
-    };
     let client = operator_client(&OperatorOptions {
-        extra_ca,
+        extra_ca: extra_ca(&config.net)?,
         proxy: model.proxy.clone(),
         idle,
         ..OperatorOptions::default()
@@ -237,6 +255,29 @@ mod tests {
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(first);
         assert!(second.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_network_section_becomes_a_policy() {
+        let text = crate::config::DEFAULTS
+            .replace("allowed_ranges = []", "allowed_ranges = [\"10.1.0.0/16\"]")
+            .replace(
+                "\nhosts = []\n# What `allow",
+                "\nhosts = [{ name = \"a.test\", address = \"10.1.2.3:8080\" }, \
+                 { name = \"b.test\", address = \"10.2.0.1\" }]\n# What `allow",
+            );
+        let net = toml::from_str::<Config>(&text).unwrap().net;
+        let policy = policy(&net).unwrap();
+        let found = policy.resolve("a.test", 443).await.unwrap();
+        assert_eq!(found, ["10.1.2.3:8080".parse().unwrap()]);
+        assert!(policy.resolve("b.test", 80).await.is_err());
+        assert!(net.package_hosts.covers("pypi.org") && !net.package_hosts.covers("example.com"));
+        for wrong in ["*.a.test", "10.0.0.1", "a:1"] {
+            assert!(crate::config::HostName::try_from(wrong.to_owned()).is_err());
+        }
+        for wrong in ["a.test", "10.0.0.1:0", "10.0.0.1:99999", ""] {
+            assert!(crate::config::HostAddress::try_from(wrong.to_owned()).is_err());
+        }
     }
 
     #[test]
