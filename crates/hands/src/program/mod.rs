@@ -6,13 +6,15 @@
 //!   ├── reaper                                                             │
 //!   ├── calls: one task per call, whatever happens to sessions ◄───────────┤
 //!   │      └── tools: shells (one per thread), files, search               │
-//!   └── transfers and runs: they end with their substream ◄────────────────┘
+//!   ├── transfers and runs: they end with their substream ◄────────────────┘
+//!   └── door: names and connections of what runs inside, carried by the newest session
 //! ```
 //!
 //! Everything runs on one thread, except file work, which has a few threads of its own.
 
 mod calls;
 mod children;
+mod door;
 mod files;
 mod grep;
 mod output;
