@@ -60,6 +60,7 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             pids: sandbox.pids,
             warm: sandbox.warm,
             start_concurrency: sandbox.start_concurrency as usize,
+            maker_ttl: Duration::from_secs(config.lease.ttl_seconds),
             idle_stop: Duration::from_secs(sandbox.idle_stop_seconds),
             retention: Duration::from_secs(u64::from(sandbox.retention_days) * 24 * 60 * 60),
         },
