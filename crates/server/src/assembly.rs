@@ -12,7 +12,7 @@ use selfsame_model::{
 };
 use selfsame_net::{OperatorOptions, Policy, StaticHost, operator_client};
 use selfsame_sandbox::{Backend, DockerBackend, DockerOptions, Limits, ProcessBackend};
-use selfsame_store::{Deployment, Store};
+use selfsame_store::{Blobs, Deployment, FileLimits, S3, Store};
 use selfsame_types::Timestamp;
 use tokio::sync::Semaphore;
 
@@ -64,6 +64,48 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             idle_stop: Duration::from_secs(sandbox.idle_stop_seconds),
             retention: Duration::from_secs(u64::from(sandbox.retention_days) * 24 * 60 * 60),
         },
+    }
+}
+
+/// Where contents are kept, as configured.
+///
+/// # Errors
+/// When the directory cannot be made, or the settings of the bucket do not fit.
+pub fn blobs(config: &Config, deployment: &Deployment) -> anyhow::Result<Blobs> {
+    let files = &config.files;
+    let Some(bucket) = &files.bucket else {
+        let directory = files.directory.clone();
+        let directory = directory.unwrap_or_else(|| config.data_dir.join("files"));
+        return Blobs::local(directory, deployment.id).context("files.directory");
+    };
+    let keys = match (files.access_key_id.as_str(), &files.secret_access_key) {
+        ("", None) => None,
+        (id, Some(secret)) if !id.is_empty() => Some((id.to_owned(), secret.clone())),
+        _ => anyhow::bail!("files.access_key_id and files.secret_access_key need each other"),
+    };
+    let settings = S3 {
+        endpoint: files.endpoint.clone(),
+        bucket: bucket.clone(),
+        region: files.region.clone(),
+        keys,
+        path_style: files.path_style,
+        allow_http: files.allow_http,
+    };
+    let client = operator_client(&OperatorOptions {
+        extra_ca: extra_ca(&config.net)?,
+        // A part of an upload is silent until it has arrived.
+        idle: Duration::from_secs(300),
+        ..OperatorOptions::default()
+    })
+    .context("cannot make a client for the bucket of files")?;
+    Blobs::s3(&settings, client, deployment.id).context("the bucket of files")
+}
+
+/// What a workspace may keep.
+#[must_use]
+pub fn file_limits(config: &Config) -> FileLimits {
+    FileLimits {
+        quota: config.files.quota_bytes,
     }
 }
 
@@ -279,6 +321,36 @@ mod tests {
         for wrong in ["a.test", "10.0.0.1:0", "10.0.0.1:99999", ""] {
             assert!(crate::config::HostAddress::try_from(wrong.to_owned()).is_err());
         }
+    }
+
+    #[test]
+    fn contents_are_in_a_directory_unless_a_bucket_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            data_dir: directory.path().to_owned(),
+            ..Config::default()
+        };
+        let deployment = crate::app::new_deployment();
+        let kept = |config: &Config| blobs(config, &deployment);
+        assert!(format!("{:?}", kept(&config).unwrap()).contains("LocalFileSystem"));
+        let made = directory
+            .path()
+            .join("files")
+            .join(deployment.id.to_string());
+        assert!(made.is_dir());
+
+        config.files.bucket = Some("selfsame".to_owned());
+        config.files.access_key_id = "id".to_owned();
+        let error = kept(&config).unwrap_err().to_string();
+        assert!(error.contains("need each other"), "{error}");
+        config.files.secret_access_key = Some("a secret".to_owned().into());
+        let s3 = format!("{:?} {config:?}", kept(&config).unwrap());
+        assert!(
+            s3.contains("AmazonS3(selfsame)") && !s3.contains("a secret"),
+            "{s3}"
+        );
+        config.files.endpoint = Some("nonsense".to_owned());
+        assert!(kept(&config).is_err());
     }
 
     #[test]

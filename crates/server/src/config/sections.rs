@@ -22,6 +22,7 @@ pub struct Config {
     pub model: Model,
     pub lease: Lease,
     pub net: Net,
+    pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
     pub log: Log,
@@ -206,6 +207,28 @@ impl TryFrom<String> for HostAddress {
             )),
         }
     }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    #[serde(deserialize_with = "positive")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub quota_bytes: Option<u64>,
+    pub download_uploads: bool,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub directory: Option<PathBuf>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub bucket: Option<String>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub endpoint: Option<String>,
+    pub region: String,
+    pub access_key_id: String,
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub secret_access_key: Option<SecretString>,
+    pub path_style: bool,
+    pub allow_http: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
