@@ -29,7 +29,10 @@ pub struct Repository {
 }
 #[derive(Debug, Clone)]
 pub struct Door;
-impl Door { pub fn git_ca(&self) -> &str { "" }
+impl Door {
+    pub fn git_ca(&self) -> &str {
+        ""
+    }
     pub async fn serve(
         &self,
         mut outgoing: mpsc::Receiver<Outgoing>,

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use selfsame_store::Claimed;
+use selfsame_store::{Claimed, GRACE};
 
 use crate::{
     Inner,
@@ -27,6 +27,8 @@ const REAP: Duration = Duration::from_secs(10);
 const ORPHAN_ROUNDS: u32 = 6;
 const PURGE: Duration = Duration::from_secs(30);
 const PURGE_CHUNK: i64 = 5000;
+const CONTENTS: Duration = Duration::from_secs(60);
+const STRAYS: Duration = Duration::from_hours(12);
 const FORGET_SERVERS: Duration = Duration::from_hours(24);
 
 pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::StoreError> {
@@ -44,6 +46,7 @@ pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::Stor
     spawn(inner, |inner| async move { warm(&inner).await });
     spawn(inner, |inner| async move { reap(&inner).await });
     spawn(inner, |inner| async move { purge(&inner).await });
+    spawn(inner, |inner| async move { contents(&inner).await });
     Ok(())
 }
 
@@ -335,6 +338,31 @@ async fn purge(inner: &Inner) {
         }
         if let Err(error) = inner.store.server_forget(FORGET_SERVERS).await {
             tracing::warn!(%error, "cannot forget old servers");
+        }
+    }
+}
+
+/// Files that expire, and contents that nothing needs any more.
+async fn contents(inner: &Inner) {
+    loop {
+        tokio::time::sleep(jittered(CONTENTS)).await;
+        loop {
+            match inner.store.file_expire().await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot let files expire");
+                    break;
+                }
+            }
+        }
+        if let Err(error) = inner.store.blob_sweep(GRACE).await {
+            tracing::warn!(%error, "cannot sweep contents");
+        }
+        match inner.store.blob_find_strays(STRAYS).await {
+            Ok(0) => {}
+            Ok(found) => tracing::info!(found, "found contents that no row knew"),
+            Err(error) => tracing::warn!(%error, "cannot look for stray contents"),
         }
     }
 }

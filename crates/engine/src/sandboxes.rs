@@ -27,8 +27,6 @@ use crate::{
 /// Longest wait for another server that is making a session's sandbox.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAKE_POLL: Duration = Duration::from_millis(50);
-/// A server silent for this long is not making anything any more.
-const MAKER_TTL: Duration = Duration::from_secs(10);
 
 /// How sandboxes are made and kept.
 #[derive(Debug, Clone)]
@@ -42,6 +40,8 @@ pub struct SandboxConfig {
     pub warm: u32,
     /// Starts at once; a Docker daemon manages about nine a second.
     pub start_concurrency: usize,
+    /// A server silent for this long is not making anything any more: the lease's time.
+    pub maker_ttl: Duration,
     /// A session's sandbox is stopped when unused for this long.
     pub idle_stop: Duration,
     /// A stopped one is removed when unused for this long.
@@ -403,7 +403,7 @@ impl Sandboxes {
                 // On this server the slot's lock is held while a sandbox is made, so it is not us.
                 Some(record) if record.handle.is_none() => {
                     self.store
-                        .sandbox_is_being_made(record.id, self.server, MAKER_TTL)
+                        .sandbox_is_being_made(record.id, self.server, self.config.maker_ttl)
                         .await?
                 }
                 _ => false,

@@ -43,6 +43,23 @@ pub enum Request {
     Run(Run),
     /// Answered by [`Reply::Outputs`].
     Outputs,
+    /// Make programs inside trust these certificates besides the image's own, in place of those of
+    /// an earlier request. Answered by [`Reply::Done`].
+    Trust { pem: String },
+    /// How programs inside reach the world; answered by [`Reply::Door`].
+    Door,
+}
+
+/// How programs inside reach the world.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoorState {
+    /// Every connection is carried, whatever its address and port.
+    Redirect,
+    /// Connections by name to a few ports are carried, and those of programs that use a proxy.
+    Ports { reason: String },
+    /// Not at all.
+    None { reason: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,6 +81,7 @@ pub enum Reply {
     Failed {
         message: String,
     },
+    Door(DoorState),
     /// The request cannot be served; a sentence for the log.
     Refused {
         message: String,

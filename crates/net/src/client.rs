@@ -228,12 +228,12 @@ impl Resolve for GuardedResolver {
                 let ip = address::effective(ip.into());
                 return Err(Box::new(Refused::Address {
                     host: ip.to_string(),
-                    reason: address::special(ip).unwrap_or("refused"),
+                    reason: address::special(ip).unwrap_or("this server"),
                 }) as Box<dyn Error + Send + Sync>);
             }
             match policy.resolve(name.as_str(), 0).await {
                 Ok(addrs) => Ok(Box::new(addrs.into_iter()) as Addrs),
-                Err(error) => match error.get_ref().and_then(|e| e.downcast_ref::<Refused>()) {
+                Err(error) => match Refused::inside(&error) {
                     Some(refused) => Err(Box::new(refused.clone()) as _),
                     None => Err(Box::new(error) as _),
                 },

@@ -1,4 +1,4 @@
-//! Outbound HTTP: the only place that builds clients.
+//! The way out: the only place that builds HTTP clients, and that dials for sandboxes.
 //!
 //! Two kinds of address exist. Some are given by **users** of the API (MCP servers, webhooks, OAuth
 //! endpoints, pages to fetch): requests to them go through [`guarded_client`], which cannot be talked
@@ -12,11 +12,17 @@
 
 pub mod address;
 mod client;
+mod dial;
+pub mod hosts;
+mod names;
 mod policy;
 
 pub use client::{
     Limits, NetError, OperatorOptions, guarded_client, guarded_client_with, operator_client,
     read_limited, refusal,
 };
+pub use dial::DialError;
+pub use hosts::{HostPattern, Hosts, NotAHost};
+pub use names::{Lookup, StaticHost, SystemLookup};
 pub use policy::{Policy, Refused};
 pub use reqwest;

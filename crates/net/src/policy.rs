@@ -1,17 +1,25 @@
 //! Which addresses a request on a user's behalf may reach.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use url::{Host, Url};
 
-use crate::{NetError, address};
+use crate::{
+    NetError, address,
+    names::{Lookup, Names, StaticHost},
+};
 
 /// The address table plus what the operator adds to it. Cheap enough to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     allowed: Vec<IpNet>,
     extra_ca: Vec<reqwest::Certificate>,
+    names: Names,
 }
 
 /// A request that must not be made. Its message may be shown to users: it names only what they gave.
@@ -29,6 +37,14 @@ pub enum Refused {
     Downgrade,
 }
 
+impl Refused {
+    /// The refusal in an error of [`Policy::resolve`], if that is what it was.
+    #[must_use]
+    pub fn inside(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
 impl Policy {
     /// `allowed`: ranges the operator opens although the table refuses them. `extra_ca`: PEM files
     /// (each may hold several certificates) trusted besides the system's.
@@ -39,7 +55,22 @@ impl Policy {
         Ok(Self {
             allowed,
             extra_ca: crate::client::certificates(extra_ca)?,
+            names: Names::default(),
         })
+    }
+
+    /// Names that the operator resolves himself. Their addresses are judged like any other.
+    #[must_use]
+    pub fn with_hosts(mut self, hosts: Vec<StaticHost>) -> Self {
+        self.names.set_own(hosts);
+        self
+    }
+
+    /// Asks somebody else than the system's resolver.
+    #[must_use]
+    pub fn with_lookup(mut self, lookup: Arc<dyn Lookup>) -> Self {
+        self.names.set_lookup(lookup);
+        self
     }
 
     pub(crate) fn extra_ca(&self) -> &[reqwest::Certificate] {
@@ -51,7 +82,10 @@ impl Policy {
     /// # Errors
     /// The range it falls into.
     pub fn check_ip(&self, ip: IpAddr) -> Result<(), Refused> {
-        let Some(reason) = address::special(ip) else {
+        // A firewall lets a machine's connections to itself pass: what listens on its public address
+        // and is closed to the world would be open to us.
+        let own = || is_own(ip).then_some("this server");
+        let Some(reason) = address::special(ip).or_else(own) else {
             return Ok(());
         };
         let effective = address::effective(ip);
@@ -100,15 +134,26 @@ impl Policy {
         })
     }
 
-    /// Resolves a name and keeps the addresses that may be reached. `port` is put into each.
+    /// Resolves a name and keeps the addresses that may be reached. `port` is put into each; 0 is the
+    /// usual one of the protocol.
     ///
     /// # Errors
     /// [`std::io::ErrorKind::PermissionDenied`] with a [`Refused`] inside when the name has addresses
     /// but none may be reached; else what the resolver says.
-    pub async fn resolve(&self, host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    pub async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.resolve_holding(host, port, ()).await
+    }
+
+    /// [`Policy::resolve`], keeping `held` until the resolver is done, whoever waits for it.
+    pub(crate) async fn resolve_holding<H: Send + 'static>(
+        &self,
+        host: &str,
+        port: u16,
+        held: H,
+    ) -> io::Result<Vec<SocketAddr>> {
         let mut reachable = Vec::new();
         let mut refused = None;
-        for addr in tokio::net::lookup_host((host, port)).await? {
+        for addr in self.names.resolve(host, port, held).await? {
             match self.check_ip(addr.ip()) {
                 Ok(()) => reachable.push(addr),
                 Err(Refused::Address { reason, .. }) => {
@@ -122,13 +167,23 @@ impl Policy {
             }
         }
         match refused {
-            Some(refused) if reachable.is_empty() => Err(std::io::Error::new(
-                std::io::ErrorKind::PermissionDenied,
-                refused,
-            )),
+            Some(refused) if reachable.is_empty() => {
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, refused))
+            }
             _ => Ok(reachable),
         }
     }
+}
+
+/// Whether `ip` is an address of this machine, which is what can be bound to. Where the system lets
+/// anything be bound to, nothing can be told.
+fn is_own(ip: IpAddr) -> bool {
+    let binds = |ip: IpAddr| UdpSocket::bind((ip, 0)).is_ok();
+    let nobodys: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::new(192, 0, 2, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    };
+    binds(ip) && !binds(nobodys)
 }
 
 fn literal(url: &Url) -> Option<IpAddr> {
@@ -215,6 +270,15 @@ mod tests {
         ] {
             assert!(check(&policy, url).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_machines_own_addresses_are_told() {
+        // Of the own addresses only loopback is sure to be there.
+        assert!(is_own("127.0.0.1".parse().unwrap()));
+        assert!(is_own("127.3.4.5".parse().unwrap()));
+        assert!(!is_own("192.0.2.1".parse().unwrap()));
+        assert!(!is_own("2001:db8::1".parse().unwrap()));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use crate::SandboxError;
 /// Where sandboxes run: Docker for real use, plain processes for tests and trusted development.
 #[async_trait]
 pub trait Backend: Send + Sync + Debug {
-    /// Stable name of this backend including its host (`docker:<daemon id>`, `process:<host>`).
+    /// Stable name of this backend including its host (`docker:<daemon id>`, `process:<host>:<directory>`).
     /// Rows remember it, because a sandbox lives on one host.
     fn name(&self) -> &str;
 
@@ -31,6 +31,30 @@ pub trait Backend: Send + Sync + Debug {
 
     /// Everything of this deployment, running or not, for the reaper.
     async fn list(&self) -> Result<Vec<Listed>, SandboxError>;
+
+    /// Makes an image (`repository:tag`, replaced if it exists) of a sandbox's files, its processes left
+    /// out. It can be the image of other sandboxes, of this deployment and of no other.
+    ///
+    /// By default there are no images, and this is [`SandboxError::Unsupported`].
+    async fn commit(
+        &self,
+        _handle: &Handle,
+        _image: &str,
+        _labels: &[(String, String)],
+    ) -> Result<(), SandboxError> {
+        Err(SandboxError::Unsupported("make images of sandboxes"))
+    }
+
+    /// Whether an image is there, without fetching it.
+    async fn has_image(&self, _image: &str) -> Result<bool, SandboxError> {
+        Ok(false)
+    }
+
+    /// Removes an image. Idempotent: removing what is gone succeeds. One that a sandbox is made of
+    /// stays, and that is an error.
+    async fn remove_image(&self, _image: &str) -> Result<(), SandboxError> {
+        Ok(())
+    }
 
     /// A private byte stream to the hands inside. Each call opens a new one; dropping it closes it.
     async fn connect(&self, handle: &Handle) -> Result<Box<dyn Duplex>, SandboxError>;

@@ -14,5 +14,5 @@ pub use error::SandboxError;
 pub use outgoing::{Carried, Outgoing};
 pub use process::ProcessBackend;
 pub use sandbox::Sandbox;
-pub use selfsame_hands::{Call, CallResult, Content, Found, Key, Put, Ran, Run};
+pub use selfsame_hands::{Call, CallResult, Content, Found, Key, Put, Ran, Run, wire::DoorState};
 pub use transfer::Got;

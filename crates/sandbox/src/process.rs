@@ -91,7 +91,8 @@ impl ProcessBackend {
             return Err(SandboxError::backend("use the sandboxes' directory")(error));
         }
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let name = format!("process:{}", host.trim());
+        // The directory, too: a server that keeps its sandboxes elsewhere does not see these.
+        let name = format!("process:{}:{}", host.trim(), base.display());
         Ok(Self {
             name,
             hands: hands.into(),

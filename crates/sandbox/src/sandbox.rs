@@ -8,7 +8,7 @@ use selfsame_hands::{
     Call, CallResult, Key,
     hello::{self, HelloError},
     mux::{self, Opener, Substream},
-    wire::{self, Reply, Request},
+    wire::{self, DoorState, Reply, Request},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use uuid::Uuid;
@@ -140,7 +140,7 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Lost`] and [`SandboxError::Timeout`]; acknowledging again is harmless.
     pub async fn ack(&self, id: Uuid) -> Result<(), SandboxError> {
-        self.control(&Request::Ack { id }).await
+        done(self.control(&Request::Ack { id }).await?)
     }
 
     /// Ends a call: TERM to its processes, KILL after two seconds. The call then ends with an error
@@ -150,7 +150,31 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
     pub async fn cancel(&self, id: Uuid) -> Result<(), SandboxError> {
-        self.control(&Request::Cancel { id }).await
+        done(self.control(&Request::Cancel { id }).await?)
+    }
+
+    /// Makes programs inside trust the certificates in `pem` (PEM, any number) besides the image's
+    /// own, in place of those of an earlier call. Meant for certificates of the operator; to be
+    /// called before the first command, because shells keep the environment they started with.
+    /// Without isolation nothing happens: the files would be the server's own.
+    ///
+    /// # Errors
+    /// [`SandboxError::Failed`] when there is no certificate in it, or the disk is full;
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
+    pub async fn trust(&self, pem: &str) -> Result<(), SandboxError> {
+        let pem = pem.to_owned();
+        done(self.control(&Request::Trust { pem }).await?)
+    }
+
+    /// How programs inside reach the world; for the log.
+    ///
+    /// # Errors
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
+    pub async fn door(&self) -> Result<DoorState, SandboxError> {
+        match self.control(&Request::Door).await? {
+            Reply::Door(state) => Ok(state),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Whether the stream is lost already.
@@ -166,7 +190,7 @@ impl Sandbox {
         let _ = closed.wait_for(|closed| *closed).await;
     }
 
-    async fn control(&self, request: &Request) -> Result<(), SandboxError> {
+    async fn control(&self, request: &Request) -> Result<Reply, SandboxError> {
         let exchange = async {
             let _permit = self
                 .inner
@@ -176,13 +200,9 @@ impl Sandbox {
                 .map_err(|_| SandboxError::Lost)?;
             self.exchange(request).await
         };
-        let reply = tokio::time::timeout(CONTROL_TIMEOUT, exchange)
+        tokio::time::timeout(CONTROL_TIMEOUT, exchange)
             .await
-            .map_err(|_| SandboxError::Timeout("an answer of the sandbox"))??;
-        match reply {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(other)),
-        }
+            .map_err(|_| SandboxError::Timeout("an answer of the sandbox"))?
     }
 
     /// A substream for a transfer, and the permit to hold while it lasts.
@@ -203,6 +223,13 @@ impl Sandbox {
         wire::read_frame(&mut stream, wire::MAX_REPLY)
             .await
             .map_err(broken)
+    }
+}
+
+fn done(reply: Reply) -> Result<(), SandboxError> {
+    match reply {
+        Reply::Done => Ok(()),
+        other => Err(unexpected(other)),
     }
 }
 

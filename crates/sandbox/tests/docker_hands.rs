@@ -1,96 +1,19 @@
 //! The real hands in a real container: what an engine does with a sandbox, over the Docker backend.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod support;
 
-use selfsame_sandbox::{
-    Backend, Call, CallResult, Content, DockerBackend, DockerOptions, Key, Limits, Sandbox,
-    SandboxError, Spec,
-};
+use selfsame_sandbox::{Backend, DockerBackend, Key, Limits, Sandbox, SandboxError, Spec};
 use selfsame_types::SandboxId;
 use serde_json::json;
+use support::{PATIENCE, bash, call, deployment, image, text};
 use tokio::time::timeout;
-use uuid::Uuid;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The static hands: `./dev hands` builds them and `./dev` names them.
-fn hands() -> PathBuf {
-    if let Some(path) = std::env::var_os("SELFSAME_HANDS") {
-        return path.into();
-    }
-    let path = format!(
-        "{}/../../target/{}-unknown-linux-gnu/hands/selfsame-hands",
-        env!("CARGO_MANIFEST_DIR"),
-        std::env::consts::ARCH
-    );
-    assert!(
-        std::fs::exists(&path).unwrap(),
-        "build the hands first: ./dev hands"
-    );
-    path.into()
-}
-
-fn image() -> String {
-    std::env::var_os("SELFSAME_SANDBOX_IMAGE").map_or_else(
-        || "selfsame-sandbox:latest".to_owned(),
-        |name| name.into_string().unwrap(),
-    )
-}
-
-fn call(tool: &str, input: serde_json::Value) -> Call {
-    let id = Uuid::now_v7();
-    Call {
-        id,
-        shell: Uuid::nil(),
-        tool: tool.to_owned(),
-        input,
-        spill_name: id.to_string(),
-    }
-}
-
-fn text(result: &CallResult) -> String {
-    let parts: Vec<_> = result
-        .content
-        .iter()
-        .map(|part| match part {
-            Content::Text(text) => text.as_str(),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert!(!result.is_error, "{parts:?}");
-    parts.concat()
-}
-
-async fn bash(sandbox: &Sandbox, command: &str) -> String {
-    let call = call("bash", json!({ "command": command }));
-    let result = sandbox.call(&call).await.unwrap();
-    sandbox.ack(call.id).await.unwrap();
-    text(&result)
-}
 
 #[tokio::test]
 async fn a_session_in_a_container() {
-    let backend = DockerBackend::connect(DockerOptions {
-        host: None,
-        deployment: format!("test-{}", Uuid::now_v7().simple()),
-        hands: hands(),
-        runtime: None,
-        pull: false,
-        limits: Limits::default(),
-        start_concurrency: 4,
+    deployment(Limits::default(), |backend| async move {
+        session(&backend).await
     })
-    .await
-    .unwrap();
-    let backend = Arc::new(backend);
-    let used = Arc::clone(&backend);
-    let outcome = tokio::spawn(async move { timeout(PATIENCE, session(&used)).await }).await;
-    for left in backend.list().await.unwrap() {
-        backend.remove(&left.handle).await.unwrap();
-    }
-    match outcome {
-        Ok(outcome) => outcome.expect("the test took too long"),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    .await;
 }
 
 async fn session(backend: &DockerBackend) {

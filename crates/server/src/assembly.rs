@@ -10,13 +10,13 @@ use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
     ResponseStream, ThinkingSupport, retry::Backoff,
 };
-use selfsame_net::{OperatorOptions, operator_client};
+use selfsame_net::{OperatorOptions, Policy, StaticHost, operator_client};
 use selfsame_sandbox::{Backend, DockerBackend, DockerOptions, Limits, ProcessBackend};
-use selfsame_store::{Deployment, Store};
+use selfsame_store::{Blobs, Deployment, FileLimits, S3, Store};
 use selfsame_types::Timestamp;
 use tokio::sync::Semaphore;
 
-use crate::config::{Config, Model, SandboxBackend, ThinkingMode};
+use crate::config::{Config, Model, Net, SandboxBackend, ThinkingMode};
 
 /// Puts the engine together. It does not run yet.
 ///
@@ -61,9 +61,52 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             pids: sandbox.pids,
             warm: sandbox.warm,
             start_concurrency: sandbox.start_concurrency as usize,
+            maker_ttl: Duration::from_secs(config.lease.ttl_seconds),
             idle_stop: Duration::from_secs(sandbox.idle_stop_seconds),
             retention: Duration::from_secs(u64::from(sandbox.retention_days) * 24 * 60 * 60),
         },
+    }
+}
+
+/// Where contents are kept, as configured.
+///
+/// # Errors
+/// When the directory cannot be made, or the settings of the bucket do not fit.
+pub fn blobs(config: &Config, deployment: &Deployment) -> anyhow::Result<Blobs> {
+    let files = &config.files;
+    let Some(bucket) = &files.bucket else {
+        let directory = files.directory.clone();
+        let directory = directory.unwrap_or_else(|| config.data_dir.join("files"));
+        return Blobs::local(directory, deployment.id).context("files.directory");
+    };
+    let keys = match (files.access_key_id.as_str(), &files.secret_access_key) {
+        ("", None) => None,
+        (id, Some(secret)) if !id.is_empty() => Some((id.to_owned(), secret.clone())),
+        _ => anyhow::bail!("files.access_key_id and files.secret_access_key need each other"),
+    };
+    let settings = S3 {
+        endpoint: files.endpoint.clone(),
+        bucket: bucket.clone(),
+        region: files.region.clone(),
+        keys,
+        path_style: files.path_style,
+        allow_http: files.allow_http,
+    };
+    let client = operator_client(&OperatorOptions {
+        extra_ca: extra_ca(&config.net)?,
+        // A part of an upload is silent until it has arrived.
+        idle: Duration::from_secs(300),
+        ..OperatorOptions::default()
+    })
+    .context("cannot make a client for the bucket of files")?;
+    Blobs::s3(&settings, client, deployment.id).context("the bucket of files")
+}
+
+/// What a workspace may keep.
+#[must_use]
+pub fn file_limits(config: &Config) -> FileLimits {
+    FileLimits {
+        quota: config.files.quota_bytes,
     }
 }
 
@@ -98,18 +141,36 @@ pub fn models(config: &Model) -> Models {
     Models::new(list.collect())
 }
 
+/// What requests on users' behalf, and programs in sandboxes, may reach.
+///
+/// # Errors
+/// When `net.extra_ca_file` cannot be used.
+pub fn policy(net: &Net) -> anyhow::Result<Policy> {
+    let hosts = net.hosts.iter().map(|host| StaticHost {
+        name: host.name.0.clone(),
+        address: host.address.ip,
+        port: host.address.port,
+    });
+    let policy = Policy::new(net.allowed_ranges.clone(), &extra_ca(net)?)
+        .context("net.extra_ca_file")?
+        .with_hosts(hosts.collect());
+    Ok(policy)
+}
+
+fn extra_ca(net: &Net) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(path) = &net.extra_ca_file else {
+        return Ok(Vec::new());
+    };
+    let pem = std::fs::read(path)
+        .with_context(|| format!("cannot read net.extra_ca_file {}", path.display()))?;
+    Ok(vec![pem])
+}
+
 fn provider(config: &Config) -> anyhow::Result<Arc<dyn Provider>> {
     let model = &config.model;
     let idle = Duration::from_secs(model.idle_timeout_seconds);
-    let extra_ca = match &config.net.extra_ca_file {
-        None => Vec::new(),
-        Some(path) => vec![
-            std::fs::read(path)
-                .with_context(|| format!("cannot read net.extra_ca_file {}", path.display()))?,
-        ],
-    };
     let client = operator_client(&OperatorOptions {
-        extra_ca,
+        extra_ca: extra_ca(&config.net)?,
         proxy: model.proxy.clone(),
         idle,
         ..OperatorOptions::default()
@@ -238,6 +299,59 @@ mod tests {
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(first);
         assert!(second.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_network_section_becomes_a_policy() {
+        let text = crate::config::DEFAULTS
+            .replace("allowed_ranges = []", "allowed_ranges = [\"10.1.0.0/16\"]")
+            .replace(
+                "\nhosts = []\n# What `allow",
+                "\nhosts = [{ name = \"a.test\", address = \"10.1.2.3:8080\" }, \
+                 { name = \"b.test\", address = \"10.2.0.1\" }]\n# What `allow",
+            );
+        let net = toml::from_str::<Config>(&text).unwrap().net;
+        let policy = policy(&net).unwrap();
+        let found = policy.resolve("a.test", 443).await.unwrap();
+        assert_eq!(found, ["10.1.2.3:8080".parse().unwrap()]);
+        assert!(policy.resolve("b.test", 80).await.is_err());
+        assert!(net.package_hosts.covers("pypi.org") && !net.package_hosts.covers("example.com"));
+        for wrong in ["*.a.test", "10.0.0.1", "a:1"] {
+            assert!(crate::config::HostName::try_from(wrong.to_owned()).is_err());
+        }
+        for wrong in ["a.test", "10.0.0.1:0", "10.0.0.1:99999", ""] {
+            assert!(crate::config::HostAddress::try_from(wrong.to_owned()).is_err());
+        }
+    }
+
+    #[test]
+    fn contents_are_in_a_directory_unless_a_bucket_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            data_dir: directory.path().to_owned(),
+            ..Config::default()
+        };
+        let deployment = crate::app::new_deployment();
+        let kept = |config: &Config| blobs(config, &deployment);
+        assert!(format!("{:?}", kept(&config).unwrap()).contains("LocalFileSystem"));
+        let made = directory
+            .path()
+            .join("files")
+            .join(deployment.id.to_string());
+        assert!(made.is_dir());
+
+        config.files.bucket = Some("selfsame".to_owned());
+        config.files.access_key_id = "id".to_owned();
+        let error = kept(&config).unwrap_err().to_string();
+        assert!(error.contains("need each other"), "{error}");
+        config.files.secret_access_key = Some("a secret".to_owned().into());
+        let s3 = format!("{:?} {config:?}", kept(&config).unwrap());
+        assert!(
+            s3.contains("AmazonS3(selfsame)") && !s3.contains("a secret"),
+            "{s3}"
+        );
+        config.files.endpoint = Some("nonsense".to_owned());
+        assert!(kept(&config).is_err());
     }
 
     #[test]

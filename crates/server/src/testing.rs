@@ -21,7 +21,7 @@ use http_body_util::BodyExt as _;
 use selfsame_engine::Engine;
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
-use selfsame_store::{Actor, Scope, Store};
+use selfsame_store::{Actor, Blobs, Scope, Store};
 use selfsame_types::{KeyId, WorkspaceId};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -90,7 +90,9 @@ impl TestApp {
     pub async fn with_config(pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
-        let store = Store::from_pool(pool);
+        let store = Store::from_pool(pool)
+            .with_blobs(Blobs::memory())
+            .with_file_limits(assembly::file_limits(&config));
         let models = assembly::models(&config.model);
         let settings = assembly::engine_config(&config);
         let engine = Engine::new(

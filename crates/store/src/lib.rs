@@ -5,9 +5,11 @@
 //! finds nothing. A lookup answers `Option`; a violated constraint is told by its name.
 
 mod agents;
+mod blobs;
 mod environments;
 mod error;
 mod events;
+mod files;
 mod images;
 mod keys;
 mod leases;
@@ -20,9 +22,13 @@ mod session_create;
 mod sessions;
 
 pub use agents::AgentFilter;
+pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
 pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery, Moved};
+pub use files::{
+    FileKind, FileLimits, FileQuery, FileRecord, FileStart, Inserted, NewFile, NewKind, Output,
+};
 pub use images::{ImageKey, ImageState};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
@@ -49,6 +55,8 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations"
 pub struct Store {
     pool: PgPool,
     sealer: Option<Sealer>,
+    blobs: Blobs,
+    file_limits: FileLimits,
 }
 
 impl Store {
@@ -72,7 +80,12 @@ impl Store {
     /// A pool that is already migrated.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
-        Self { pool, sealer: None }
+        Self {
+            pool,
+            sealer: None,
+            blobs: Blobs::none(),
+            file_limits: FileLimits::default(),
+        }
     }
 
     /// Answers when the database does.

@@ -298,6 +298,12 @@ impl Store {
                 resources::forget_tokens(&mut tx, session).await?;
             }
         }
+        if change.end == Some(End::Delete) {
+            // Their contents go with the sweep. Made after this, a file finds no session.
+            sqlx::query!("DELETE FROM files WHERE session_id = $1", session.0)
+                .execute(&mut *tx)
+                .await?;
+        }
         if let (Some(end), Guard::Client { workspace, .. }) = (change.end, guard) {
             let entry = Audit {
                 workspace: Some(workspace),

@@ -82,7 +82,12 @@ impl From<sqlx::Error> for AddError {
 
 // TEMP
 #[derive(Debug, Clone)]
-pub struct SkillMount { pub version_id: ResourceId, pub name: String, pub description: String, pub blob_id: BlobId }
+pub struct SkillMount {
+    pub version_id: ResourceId,
+    pub name: String,
+    pub description: String,
+    pub blob_id: BlobId,
+}
 
 /// Everything that a session's sandbox is fitted out with.
 #[derive(Debug, Clone)]

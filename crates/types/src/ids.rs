@@ -129,6 +129,8 @@ ids! {
     ResourceId = "sesrsc";
     OutcomeId = "outc";
     FileId = "file";
+    /// The content of files and the like. Never part of the public API.
+    BlobId = "blob";
     VaultId = "vlt";
     MemoryStoreId = "memstore";
     /// One server process. Never part of the public API.

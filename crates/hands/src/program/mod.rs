@@ -6,13 +6,15 @@
 //!   ├── reaper                                                             │
 //!   ├── calls: one task per call, whatever happens to sessions ◄───────────┤
 //!   │      └── tools: shells (one per thread), files, search               │
-//!   └── transfers and runs: they end with their substream ◄────────────────┘
+//!   ├── transfers and runs: they end with their substream ◄────────────────┘
+//!   └── door: names and connections of what runs inside, carried by the newest session
 //! ```
 //!
 //! Everything runs on one thread, except file work, which has a few threads of its own.
 
 mod calls;
 mod children;
+mod door;
 mod files;
 mod grep;
 mod output;
@@ -46,15 +48,11 @@ fn environment() -> impl Iterator<Item = (OsString, OsString)> {
                 && !matches!(name, b"TERM" | b"PS1" | b"PS2" | b"BASH_ENV" | b"ENV")
         })
         .collect();
-    for (name, value) in [
-        (
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        ),
-        ("HOME", "/root"),
-    ] {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let expected = [("PATH", path.into()), ("HOME", "/root".into())];
+    for (name, value) in expected.into_iter().chain(door::environment()) {
         if !own.iter().any(|(own, _)| own == name) {
-            own.push((name.into(), value.into()));
+            own.push((name.into(), value));
         }
     }
     own.push(("TERM".into(), "dumb".into()));

@@ -83,6 +83,8 @@ impl Flow {
 /// Runs until both directions have ended.
 pub(crate) fn relay(socket: &Socket) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // In this order: nothing inside may get at this process while it can do more than they can.
+    super::door::give_up_all()?;
     let stream = connect(socket)?;
     stream.set_nonblocking(true)?;
     let (stdin, stdout) = (io::stdin(), io::stdout());

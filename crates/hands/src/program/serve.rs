@@ -25,7 +25,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Places, Socket, calls::Calls, children, outputs, places::Fault, run::Runs, tools::Tools,
+    Places, Socket,
+    calls::Calls,
+    children,
+    door::{self, Door, Prepared},
+    outputs,
+    places::Fault,
+    run::Runs,
+    tools::Tools,
     transfer::Transfers,
 };
 
@@ -56,6 +63,7 @@ struct Hands {
     transfers: Transfers,
     runs: Runs,
     places: Places,
+    door: Door,
 }
 
 /// Serves until TERM.
@@ -69,6 +77,8 @@ pub(crate) fn serve(options: Options) -> io::Result<()> {
         rustix::process::set_child_subreaper(Some(own))?;
         let _ = rustix::process::setsid();
     }
+    // Before there are threads, and before anything else can run.
+    let door = door::prepare()?;
     options.places.make();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -79,7 +89,7 @@ pub(crate) fn serve(options: Options) -> io::Result<()> {
     let result = runtime.block_on(async {
         start_file_threads().await;
         let listener = UnixListener::from_std(options.socket.listen()?)?;
-        run(listener, options).await
+        run(listener, options, door).await
     });
     // Not waited for: a file thread may hang.
     runtime.shutdown_background();
@@ -97,7 +107,7 @@ async fn start_file_threads() {
     threads.join_all().await;
 }
 
-async fn run(listener: UnixListener, options: Options) -> io::Result<()> {
+async fn run(listener: UnixListener, options: Options, door: Prepared) -> io::Result<()> {
     let boot_id = Uuid::now_v7();
     let places = options.places;
     let tools = Tools::new(places.clone(), options.max_timeout);
@@ -109,6 +119,7 @@ async fn run(listener: UnixListener, options: Options) -> io::Result<()> {
         transfers: Transfers::new(places.clone()),
         runs: Runs::new(places.clone()),
         places,
+        door: Door::start(door)?,
     });
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -199,8 +210,9 @@ async fn session(
     }
     drop(stranger);
     // Held for as long as the session lasts: without it the session would end.
-    let (_opener, mut requests, work) = mux::session(stream, Side::Hands);
+    let (opener, mut requests, work) = mux::session(stream, Side::Hands);
     let mut work = pin!(work);
+    let _attached = hands.door.attach(&opener);
     // Dropped with this future, and so is every answer that nobody waits for any more.
     let mut answers = JoinSet::new();
     let settled = Arc::new(OnceCell::new());
@@ -250,6 +262,15 @@ async fn answer(mut substream: Substream, hands: &Hands, settled: &OnceCell<()>)
             let outputs = outputs::fingerprint(&hands.places.outputs()).await;
             Ok(Reply::Outputs(outputs))
         }
+        Request::Trust { pem } => {
+            let trusted = tokio::task::spawn_blocking(move || door::trust(&pem)).await;
+            match trusted {
+                Ok(Ok(())) => Ok(Reply::Done),
+                Ok(Err(error)) => Err(Fault(error.to_string())),
+                Err(error) => Err(Fault(error.to_string())),
+            }
+        }
+        Request::Door => Ok(Reply::Door(hands.door.state().clone())),
     };
     let reply = outcome.unwrap_or_else(|Fault(message)| Reply::Failed { message });
     wire::write_frame(&mut substream, &reply, wire::MAX_REPLY).await

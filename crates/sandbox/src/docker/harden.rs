@@ -8,9 +8,9 @@ use bollard::models::{
 use super::{DEPLOYMENT_LABEL, DockerOptions, HANDS, SANDBOX_LABEL};
 use crate::Spec;
 
-/// What root inside keeps: the least with which apt, pip and npm install and services can be run
-/// under users of their own.
-const CAPABILITIES: [&str; 8] = [
+/// What PID 1 starts with. What it keeps, and everything inside can have, is the least with which
+/// apt, pip and npm install and services can be run under users of their own.
+const CAPABILITIES: [&str; 11] = [
     // dpkg and tar give files their owners and modes.
     "CHOWN",
     "DAC_OVERRIDE",
@@ -23,6 +23,14 @@ const CAPABILITIES: [&str; 8] = [
     "SETGID",
     "SETUID",
     "KILL",
+    // The last three are PID 1's alone. It gives them up, also for all that it starts, before
+    // anything else runs.
+    // Sets up the redirect of outgoing connections in the sandbox's own network namespace.
+    "NET_ADMIN",
+    // Listens on port 53 where there can be no redirect.
+    "NET_BIND_SERVICE",
+    // Takes these three out of the bounding set.
+    "SETPCAP",
 ];
 /// Shared memory: Docker's own 64 MiB is too small for browsers. It counts against the memory limit.
 const SHM_BYTES: i64 = 512 << 20;
@@ -55,6 +63,8 @@ pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
     let host = HostConfig {
         // No interface but loopback: the only way out is the stream to the server.
         network_mode: Some("none".to_owned()),
+        // The hands' own resolver, the only one there is.
+        dns: Some(vec!["127.0.0.1".to_owned()]),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
         security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
@@ -200,6 +210,7 @@ mod tests {
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
+        assert_eq!(host.dns, Some(vec!["127.0.0.1".to_owned()]));
         assert_eq!(host.binds, None);
         assert_eq!(host.devices, None);
         assert_eq!(host.runtime.as_deref(), Some("runsc"));

@@ -16,6 +16,7 @@
 //! truth, and a container whose creation was cut short is found by it.
 
 mod harden;
+mod images;
 mod injection;
 mod stream;
 mod transport;
@@ -33,12 +34,10 @@ use bollard::{
     exec::{StartExecOptions, StartExecResults},
     models::{ContainerCreateBody, ExecConfig, SystemInfo, SystemVersion},
     query_parameters::{
-        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, InspectContainerOptions,
-        ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
-        StopContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+        RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
     },
 };
-use futures_util::TryStreamExt;
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
@@ -178,52 +177,6 @@ impl DockerBackend {
             2 => DiskLimit::FileSize,
             _ => DiskLimit::Unknown,
         }
-    }
-
-    /// Makes sure that `image` is there, fetching it where that is allowed; for start-up, so that
-    /// the first session does not find out.
-    ///
-    /// # Errors
-    /// [`SandboxError::NoImage`] with what to do about it.
-    pub async fn ensure_image(&self, image: &str) -> Result<(), SandboxError> {
-        match self.docker.inspect_image(image).await {
-            Ok(_) => Ok(()),
-            Err(error) if status_of(&error) == Some(404) => self.fetch_image(image).await,
-            Err(error) => Err(SandboxError::backend("look for the image")(error)),
-        }
-    }
-
-    async fn fetch_image(&self, image: &str) -> Result<(), SandboxError> {
-        let missing = |reason: &str| {
-            SandboxError::NoImage(format!(
-                "{image}{reason}. Build the default one with `docker build -t {image} docker/sandbox` \
-                 (`./dev image` does), or fetch another with `docker pull`"
-            ))
-        };
-        if !self.options.pull {
-            return Err(missing(""));
-        }
-        // Without a tag, the daemon would fetch every tag there is.
-        let named = image.rsplit('/').next().unwrap_or(image);
-        let reference = if named.contains([':', '@']) {
-            image.to_owned()
-        } else {
-            format!("{image}:latest")
-        };
-        info!(image = %reference, "fetching a sandbox image");
-        self.docker
-            .create_image(
-                Some(
-                    CreateImageOptionsBuilder::new()
-                        .from_image(&reference)
-                        .build(),
-                ),
-                None,
-                None,
-            )
-            .try_for_each(|_| async { Ok(()) })
-            .await
-            .map_err(|error| missing(&format!(" (fetching failed: {error})")))
     }
 
     /// Creates a container, fetching the image when it is missing and may be fetched.
@@ -377,6 +330,23 @@ impl Backend for DockerBackend {
             (Some(true), _) => Status::Running,
             _ => Status::Stopped,
         })
+    }
+
+    async fn commit(
+        &self,
+        handle: &Handle,
+        image: &str,
+        labels: &[(String, String)],
+    ) -> Result<(), SandboxError> {
+        self.commit_image(handle, image, labels).await
+    }
+
+    async fn has_image(&self, image: &str) -> Result<bool, SandboxError> {
+        self.find_image(image).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), SandboxError> {
+        self.untag_image(image).await
     }
 
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {

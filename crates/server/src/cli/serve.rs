@@ -51,6 +51,9 @@ async fn serve_with(
     let fixed = config.auth.key.as_ref();
     let (deployment, first_key) =
         crate::bootstrap::bootstrap(&store, &config.data_dir, fixed).await?;
+    let store = store
+        .with_blobs(assembly::blobs(&config, &deployment)?)
+        .with_file_limits(assembly::file_limits(&config));
     let address = listener.local_addr()?;
     let engine = assembly::engine(&config, store.clone(), &deployment).await?;
     engine.start().await.context("cannot start the engine")?;

@@ -334,7 +334,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.server.listen.port(), 2);
         assert_eq!((config.server.drain_seconds, config.sandbox.warm), (3, 7));
-        assert_eq!(config.net.allowed_ranges, ["10.0.0.0/8"]);
+        assert_eq!(config.net.allowed_ranges, ["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(config.data_dir, Path::new("elsewhere"));
         assert_eq!(
             config.database.url.unwrap().expose_secret(),

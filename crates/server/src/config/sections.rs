@@ -1,8 +1,13 @@
 //! The sections of the configuration. `config.default.toml` says what each key means.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
+use ipnet::IpNet;
 use secrecy::SecretString;
+use selfsame_net::{HostPattern, Hosts};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use url::Url;
 
@@ -18,6 +23,7 @@ pub struct Config {
     pub lease: Lease,
     pub net: Net,
     pub repositories: Repositories,
+    pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
     pub log: Log,
@@ -144,9 +150,86 @@ pub struct Lease {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
-    pub allowed_ranges: Vec<String>,
+    pub allowed_ranges: Vec<IpNet>,
+    pub hosts: Vec<NetHost>,
+    #[serde(deserialize_with = "hosts")]
+    pub package_hosts: Hosts,
     #[serde(deserialize_with = "empty_is_none")]
     pub extra_ca_file: Option<PathBuf>,
+}
+
+/// A name that the server resolves itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetHost {
+    pub name: HostName,
+    pub address: HostAddress,
+}
+
+/// A plain name: no pattern, no address.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostName(pub String);
+
+impl TryFrom<String> for HostName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let pattern: Result<HostPattern, _> = text.parse();
+        if pattern.is_err() || text.starts_with("*.") || text.parse::<IpAddr>().is_ok() {
+            return Err(format!("`{text}` is not the name of a host"));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// An address, and perhaps a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostAddress {
+    pub ip: IpAddr,
+    pub port: Option<u16>,
+}
+
+impl TryFrom<String> for HostAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if let Ok(ip) = text.parse() {
+            return Ok(Self { ip, port: None });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(to) if to.port() != 0 => Ok(Self {
+                ip: to.ip(),
+                port: Some(to.port()),
+            }),
+            _ => Err(format!(
+                "`{text}` is not an address such as \"10.20.0.7\" or \"10.20.0.7:8443\""
+            )),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    #[serde(deserialize_with = "positive")]
+    pub max_bytes: u64,
+    #[serde(deserialize_with = "zero_is_none")]
+    pub quota_bytes: Option<u64>,
+    pub download_uploads: bool,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub directory: Option<PathBuf>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub bucket: Option<String>,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub endpoint: Option<String>,
+    pub region: String,
+    pub access_key_id: String,
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub secret_access_key: Option<SecretString>,
+    pub path_style: bool,
+    pub allow_http: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -202,6 +285,11 @@ pub struct Log {
 fn url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Url, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(D::Error::custom)
+}
+
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hosts, D::Error> {
+    let list = Vec::<String>::deserialize(deserializer)?;
+    Hosts::parse(list).map_err(D::Error::custom)
 }
 
 fn empty_is_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

@@ -1,0 +1,250 @@
+//! The inner half of the door: how programs inside reach the world, though there is no network.
+//!
+//! ```text
+//! program ── any name ──► dns: a fake address that stands for it
+//!    │
+//!    └── connects ──► redirect ──► carrying ── a substream ──► the server, which decides and dials
+//! ```
+//!
+//! It is set up by PID 1, before anything else runs, in a network namespace with nothing but
+//! loopback. The capabilities that this needs are given up right afterwards, for good and for
+//! everything that is ever started: no command can undo or bypass it, and if one could, there
+//! would still be no other interface. Hands that are an ordinary process set nothing up.
+
+mod carrying;
+mod dns;
+mod names;
+mod netlink;
+mod redirect;
+mod trust;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    sync::{Arc, OnceLock},
+};
+
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType},
+    thread::{CapabilitySet, CapabilitySets},
+};
+use selfsame_hands::{mux::Opener, wire::DoorState};
+
+use carrying::{Attached, Carrier};
+use dns::Resolver;
+use names::Names;
+use trust::Trust;
+
+/// Where redirected queries and connections arrive: beyond the ports that are given out by
+/// themselves, and nobody's in particular.
+const DNS_PORT: u16 = 61053;
+const CONNECTIONS_PORT: u16 = 61080;
+/// What it takes to set the door up, and nothing that runs later may have.
+const GIVEN_UP: [CapabilitySet; 3] = [
+    CapabilitySet::NET_ADMIN,
+    CapabilitySet::NET_BIND_SERVICE,
+    // The last, because giving up takes it.
+    CapabilitySet::SETPCAP,
+];
+/// Connections that have been made and not been taken up yet.
+const BACKLOG: i32 = 1024;
+/// The file system, when it is the sandbox's own and not somebody's machine.
+static TRUST: OnceLock<Trust> = OnceLock::new();
+const OWN_NAME: &str = "/proc/sys/kernel/hostname";
+
+/// The door of this sandbox, as far as there is one.
+#[derive(Debug)]
+pub(crate) struct Door {
+    state: DoorState,
+    carrier: Option<Arc<Carrier>>,
+}
+
+/// What has been set up before anything ran.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    state: DoorState,
+    ways: Option<Ways>,
+}
+
+#[derive(Debug)]
+enum Ways {
+    Redirect {
+        datagrams: UdpSocket,
+        queries: TcpListener,
+        connections: TcpListener,
+    },
+}
+
+/// Sets up the door and gives up what that takes. To be called before there is any thread: a
+/// thread that exists already would keep its capabilities.
+///
+/// # Errors
+/// The capabilities cannot be given up. Nothing may run then.
+pub(crate) fn prepare() -> io::Result<Prepared> {
+    if !rustix::process::getpid().is_init() {
+        return Ok(Prepared::none("the hands are not PID 1"));
+    }
+    TRUST.get_or_init(|| Trust::new("/"));
+    let prepared = match set_up() {
+        Ok(ways) => Prepared {
+            state: DoorState::Redirect,
+            ways: Some(ways),
+        },
+        Err(error) => Prepared::none(&error.to_string()),
+    };
+    give_up()?;
+    Ok(prepared)
+}
+
+impl Prepared {
+    fn none(reason: &str) -> Self {
+        Self {
+            state: DoorState::None {
+                reason: reason.to_owned(),
+            },
+            ways: None,
+        }
+    }
+}
+
+fn set_up() -> io::Result<Ways> {
+    let interfaces = redirect::interfaces()?;
+    let &[(loopback, true)] = interfaces.as_slice() else {
+        return Err(io::Error::other("there is a network besides loopback"));
+    };
+    redirect::routes(loopback)?;
+    let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, DNS_PORT))?;
+    datagrams.set_nonblocking(true)?;
+    let queries = listen(Ipv4Addr::LOCALHOST, DNS_PORT)?;
+    let connections = listen(Ipv4Addr::LOCALHOST, CONNECTIONS_PORT)?;
+    redirect::rules(DNS_PORT, CONNECTIONS_PORT)?;
+    redirect::check(&connections)?;
+    name_server()?;
+    Ok(Ways::Redirect {
+        datagrams,
+        queries,
+        connections,
+    })
+}
+
+/// Not the standard library's listener: it lets only 128 connections wait, and shares its address
+/// with those that follow it.
+fn listen(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(address, port))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Points programs to the resolver, and the sandbox's own name to itself. The files are the
+/// runtime's, and it makes them anew at each start.
+fn name_server() -> io::Result<()> {
+    fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\n")?;
+    let own = fs::read_to_string(OWN_NAME)?;
+    let own = own.trim();
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let known = hosts.lines().any(|line| {
+        line.split_ascii_whitespace()
+            .skip(1)
+            .any(|name| name == own)
+    });
+    if !known && !own.is_empty() {
+        let end = if hosts.is_empty() || hosts.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        fs::write("/etc/hosts", format!("{hosts}{end}127.0.0.1\t{own}\n"))?;
+    }
+    Ok(())
+}
+
+/// Gives up the capabilities that only the set-up needs: from the bounding set, so that no program
+/// can have them, and from the own sets.
+fn give_up() -> io::Result<()> {
+    for capability in GIVEN_UP {
+        if rustix::thread::capability_is_in_bounding_set(capability)? {
+            rustix::thread::remove_capability_from_bounding_set(capability)?;
+        }
+    }
+    let kept = |set: CapabilitySet| GIVEN_UP.iter().fold(set, |set, gone| set - *gone);
+    let sets = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: kept(sets.effective),
+            permitted: kept(sets.permitted),
+            // A program that root runs would have these again.
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
+    Ok(())
+}
+
+/// Gives up everything: for a relay, which comes from outside with all that the container may have
+/// at its start.
+pub(crate) fn give_up_all() -> io::Result<()> {
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, none)?)
+}
+
+/// Makes programs inside trust the certificates in `pem`, too. It blocks.
+///
+/// # Errors
+/// They could not be written.
+pub(crate) fn trust(pem: &str) -> io::Result<()> {
+    TRUST.get().map_or(Ok(()), |trust| trust.set(pem))
+}
+
+/// What programs inside are told about the door. The user's own words about the same things count
+/// more.
+pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
+    TRUST.get().map(Trust::environment).unwrap_or_default()
+}
+
+impl Door {
+    /// Starts serving what was prepared. To be called within the runtime.
+    pub(crate) fn start(prepared: Prepared) -> io::Result<Self> {
+        let Prepared { state, ways } = prepared;
+        let carrier = match ways {
+            None => None,
+            Some(Ways::Redirect {
+                datagrams,
+                queries,
+                connections,
+            }) => {
+                let names = Names::new(redirect::FIRST, redirect::LAST);
+                let own = fs::read_to_string(OWN_NAME).unwrap_or_default();
+                let resolver = Arc::new(Resolver::new(names.clone(), &own));
+                let datagrams = tokio::net::UdpSocket::from_std(datagrams)?;
+                let queries = tokio::net::TcpListener::from_std(queries)?;
+                let connections = tokio::net::TcpListener::from_std(connections)?;
+                let carrier = Arc::new(Carrier::new(names));
+                tokio::spawn(Arc::clone(&resolver).serve_connections(queries));
+                tokio::spawn(async move { resolver.serve_datagrams(datagrams).await });
+                tokio::spawn(Arc::clone(&carrier).accept(connections, carrying::redirected_from));
+                Some(carrier)
+            }
+        };
+        Ok(Self { state, carrier })
+    }
+
+    pub(crate) fn state(&self) -> &DoorState {
+        &self.state
+    }
+
+    /// Connections go over `opener` for as long as the result lives.
+    pub(crate) fn attach(&self, opener: &Opener) -> Option<Attached> {
+        Some(self.carrier.as_ref()?.attach(opener.clone()))
+    }
+}
