@@ -6,4 +6,5 @@ mod lifecycle;
 mod sandboxes;
 mod servers;
 mod stream;
+mod workbench;
 mod world;
