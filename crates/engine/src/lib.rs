@@ -13,6 +13,7 @@
 
 mod ask;
 mod change;
+pub mod door;
 pub mod fail;
 mod hub;
 mod loops;

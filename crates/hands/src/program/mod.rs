@@ -48,11 +48,15 @@ fn environment() -> impl Iterator<Item = (OsString, OsString)> {
                 && !matches!(name, b"TERM" | b"PS1" | b"PS2" | b"BASH_ENV" | b"ENV")
         })
         .collect();
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let expected = [("PATH", path.into()), ("HOME", "/root".into())];
-    for (name, value) in expected.into_iter().chain(door::environment()) {
+    for (name, value) in [
+        (
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ),
+        ("HOME", "/root"),
+    ] {
         if !own.iter().any(|(own, _)| own == name) {
-            own.push((name.into(), value));
+            own.push((name.into(), value.into()));
         }
     }
     own.push(("TERM".into(), "dumb".into()));
