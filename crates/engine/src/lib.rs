@@ -13,7 +13,7 @@
 
 mod ask;
 mod change;
-mod door;
+pub mod door;
 pub mod fail;
 mod hub;
 mod loops;
@@ -38,7 +38,6 @@ use selfsame_types::{ServerId, SessionId};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use door::Door;
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use machine::Status;
 pub use resources::{ResourceError, read as read_resource};
@@ -46,7 +45,8 @@ pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
 use crate::{
-    hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes, workbench::Workbench,
+    door::Door, hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes,
+    workbench::Workbench,
 };
 
 /// How the engine behaves.
@@ -61,6 +61,8 @@ pub struct EngineConfig {
     pub backoff: Backoff,
     /// Name of the model route, for the ledger.
     pub route: String,
+    /// Certificates (PEM) that programs in sandboxes trust besides their image's own.
+    pub trust: Option<String>,
     /// How long a connected sandbox is kept after its session has gone idle.
     pub keep_connected: Duration,
     pub sandbox: SandboxConfig,
@@ -101,7 +103,11 @@ impl Engine {
         config: EngineConfig,
     ) -> Self {
         let server = ServerId::new();
-        let workbench = Workbench::new(store.clone(), door.git_ca().to_owned());
+        let workbench = Workbench::new(
+            store.clone(),
+            door.certificate().to_owned(),
+            config.trust.clone(),
+        );
         let sandboxes = Sandboxes::new(
             backend,
             store.clone(),

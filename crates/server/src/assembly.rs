@@ -5,7 +5,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
-use selfsame_engine::{Engine, EngineConfig, SandboxConfig};
+use selfsame_engine::{
+    Engine, EngineConfig, SandboxConfig,
+    door::{Authority, Door, DoorConfig, RepositoryHost},
+};
 use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
     ResponseStream, ThinkingSupport, retry::Backoff,
@@ -29,14 +32,57 @@ pub async fn engine(
 ) -> anyhow::Result<Engine> {
     let provider = provider(config)?;
     let backend = backend(config, deployment).await?;
+    let made = Authority::make()?;
+    let (certificate, key) = store
+        .deployment_secret("door_authority", || made)
+        .await
+        .context("cannot have the door's certificate authority")?;
+    let authority = Authority::new(certificate, &key)?;
+    let door = Door::new(door_config(config)?, authority)?;
+    let mut engine_config = engine_config(config);
+    engine_config.trust = trust(&config.net)?;
     Ok(Engine::new(
         store,
         provider,
         models(&config.model),
         backend,
-        selfsame_engine::Door,
-        engine_config(config),
+        door,
+        engine_config,
     ))
+}
+
+/// What sandboxes may reach, as far as it is the same for all.
+///
+/// # Errors
+/// When `net.extra_ca_file` cannot be used.
+pub fn door_config(config: &Config) -> anyhow::Result<DoorConfig> {
+    let repositories = &config.repositories;
+    Ok(DoorConfig {
+        policy: policy(&config.net)?,
+        package_hosts: config.net.package_hosts.clone(),
+        max_connections: config.net.max_connections as usize,
+        repository_hosts: repositories
+            .hosts
+            .iter()
+            .map(|name| RepositoryHost {
+                name: name.clone(),
+                upstream: repositories
+                    .upstreams
+                    .iter()
+                    .find(|upstream| upstream.host == *name)
+                    .map(|upstream| upstream.url.clone()),
+            })
+            .collect(),
+    })
+}
+
+/// The certificates that programs in sandboxes trust besides their image's own.
+fn trust(net: &Net) -> anyhow::Result<Option<String>> {
+    let Some(pem) = extra_ca(net)?.pop() else {
+        return Ok(None);
+    };
+    let pem = String::from_utf8(pem).context("net.extra_ca_file is not PEM")?;
+    Ok(Some(pem))
 }
 
 /// How the engine behaves.
@@ -52,6 +98,7 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             ..Backoff::default()
         },
         route: ROUTE.to_owned(),
+        trust: None,
         keep_connected: Duration::from_secs(sandbox.keep_connected_seconds),
         sandbox: SandboxConfig {
             image: sandbox.image.clone(),

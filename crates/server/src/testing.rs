@@ -18,7 +18,10 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use http_body_util::BodyExt as _;
-use selfsame_engine::Engine;
+use selfsame_engine::{
+    Engine,
+    door::{Authority, Door},
+};
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
 use selfsame_store::{Actor, Blobs, Scope, Store};
@@ -95,12 +98,15 @@ impl TestApp {
             .with_file_limits(assembly::file_limits(&config));
         let models = assembly::models(&config.model);
         let settings = assembly::engine_config(&config);
+        let (certificate, key) = Authority::make().unwrap();
+        let authority = Authority::new(certificate, &key).unwrap();
+        let door = Door::new(assembly::door_config(&config).unwrap(), authority).unwrap();
         let engine = Engine::new(
             store.clone(),
             Arc::new(NoModel),
             models,
             Arc::new(NoSandboxes),
-            selfsame_engine::Door,
+            door,
             settings,
         );
         let deployment = new_deployment();

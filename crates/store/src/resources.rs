@@ -80,7 +80,7 @@ impl From<sqlx::Error> for AddError {
     }
 }
 
-// TEMP
+/// A skill as a session has it.
 #[derive(Debug, Clone)]
 pub struct SkillMount {
     pub version_id: ResourceId,

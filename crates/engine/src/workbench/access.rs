@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use selfsame_net::{Hosts, hosts::HostPattern};
 use selfsame_store::ResourceKind;
 use selfsame_types::{
     SessionId,
@@ -74,13 +75,14 @@ fn network(wanted: &Wanted) -> Network {
         let url: Url = server.url.parse().ok()?;
         url.host_str().map(str::to_ascii_lowercase)
     });
+    let mcp_hosts = mcp_hosts.filter(|_| limited.allow_mcp_servers);
+    // What was saved was checked; what does not parse all the same opens nothing.
+    let hosts = |list: &mut dyn Iterator<Item = String>| {
+        Hosts::parse(list.filter(|host| host.parse::<HostPattern>().is_ok())).unwrap_or_default()
+    };
     Network::Limited {
-        allowed_hosts: limited.allowed_hosts.clone(),
+        allowed_hosts: hosts(&mut limited.allowed_hosts.iter().cloned()),
         package_hosts: limited.allow_package_managers,
-        extra_hosts: if limited.allow_mcp_servers {
-            mcp_hosts.collect()
-        } else {
-            Vec::new()
-        },
+        extra_hosts: hosts(&mut mcp_hosts.into_iter()),
     }
 }

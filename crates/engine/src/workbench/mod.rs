@@ -67,11 +67,17 @@ pub(crate) struct Workbench {
     store: Store,
     /// The certificate that `git` inside trusts the door by, as PEM.
     git_ca: String,
+    /// What all programs inside trust besides their image's own, as PEM.
+    trust: Option<String>,
 }
 
 impl Workbench {
-    pub fn new(store: Store, git_ca: String) -> Self {
-        Self { store, git_ca }
+    pub fn new(store: Store, git_ca: String, trust: Option<String>) -> Self {
+        Self {
+            store,
+            git_ca,
+            trust,
+        }
     }
 
     /// What a session's sandbox should have.
@@ -122,6 +128,10 @@ impl Workbench {
         fit: &mut Fit,
     ) -> Result<(), FitError> {
         if !mounted.contains(&LAYOUT) {
+            // Before the first command: shells keep the environment they started with.
+            if let Some(pem) = &self.trust {
+                sandbox.trust(pem).await?;
+            }
             // Three generations of prompts name these places.
             sandbox.link("/uploads", UPLOADS).await?;
             sandbox

@@ -154,6 +154,8 @@ pub struct Net {
     pub hosts: Vec<NetHost>,
     #[serde(deserialize_with = "hosts")]
     pub package_hosts: Hosts,
+    #[serde(deserialize_with = "positive")]
+    pub max_connections: u32,
     #[serde(deserialize_with = "empty_is_none")]
     pub extra_ca_file: Option<PathBuf>,
 }

@@ -1,0 +1,74 @@
+//! What one session may reach.
+
+use std::net::IpAddr;
+
+use secrecy::SecretString;
+use selfsame_net::Hosts;
+use selfsame_types::SessionId;
+
+/// The rights of a session, as its environment and its resources give them.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub session: SessionId,
+    pub network: Network,
+    /// Reached through the door's git service, whatever `network` says.
+    pub repositories: Vec<Repository>,
+}
+
+/// An environment's `networking`.
+#[derive(Debug, Clone)]
+pub enum Network {
+    /// Every public address.
+    Unrestricted,
+    /// Nothing but the hosts listed, on any port.
+    Limited {
+        allowed_hosts: Hosts,
+        /// The configured hosts of package managers, too.
+        package_hosts: bool,
+        /// Those of the agent's MCP servers.
+        extra_hosts: Hosts,
+    },
+}
+
+/// A repository of the session. `https://<host>/<owner>/<name>`, without `.git`.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    pub host: String,
+    pub owner: String,
+    pub name: String,
+    pub token: Option<SecretString>,
+}
+
+impl Access {
+    /// Whether the network policy lets the session reach `host`; the address it turns out to have is
+    /// judged later, whatever this says.
+    pub(super) fn judge(&self, host: &str, package_hosts: &Hosts) -> Result<(), String> {
+        if self.covers(host, package_hosts) {
+            return Ok(());
+        }
+        Err(format!(
+            "`{host}` is not among the hosts that this environment allows; its network is `limited`"
+        ))
+    }
+
+    pub(super) fn covers(&self, host: &str, package_hosts: &Hosts) -> bool {
+        match &self.network {
+            Network::Unrestricted => true,
+            Network::Limited {
+                allowed_hosts,
+                package_hosts: with_packages,
+                extra_hosts,
+            } => {
+                allowed_hosts.covers(host)
+                    || extra_hosts.covers(host)
+                    || (*with_packages && package_hosts.covers(host))
+            }
+        }
+    }
+
+    /// Whether a connection must not name another host than the one it goes to. Of a written-out
+    /// address nobody knows which names it serves.
+    pub(super) fn holds_to_names(&self, host: &str) -> bool {
+        matches!(self.network, Network::Limited { .. }) && host.parse::<IpAddr>().is_err()
+    }
+}
