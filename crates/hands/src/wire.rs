@@ -43,6 +43,9 @@ pub enum Request {
     Run(Run),
     /// Answered by [`Reply::Outputs`].
     Outputs,
+    /// Make programs inside trust these certificates besides the image's own, in place of those of
+    /// an earlier request. Answered by [`Reply::Done`].
+    Trust { pem: String },
     /// How programs inside reach the world; answered by [`Reply::Door`].
     Door,
 }

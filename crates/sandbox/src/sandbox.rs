@@ -153,6 +153,19 @@ impl Sandbox {
         done(self.control(&Request::Cancel { id }).await?)
     }
 
+    /// Makes programs inside trust the certificates in `pem` (PEM, any number) besides the image's
+    /// own, in place of those of an earlier call. Meant for certificates of the operator; to be
+    /// called before the first command, because shells keep the environment they started with.
+    /// Without isolation nothing happens: the files would be the server's own.
+    ///
+    /// # Errors
+    /// [`SandboxError::Failed`] when there is no certificate in it, or the disk is full;
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
+    pub async fn trust(&self, pem: &str) -> Result<(), SandboxError> {
+        let pem = pem.to_owned();
+        done(self.control(&Request::Trust { pem }).await?)
+    }
+
     /// How programs inside reach the world; for the log.
     ///
     /// # Errors

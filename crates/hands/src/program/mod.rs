@@ -48,15 +48,11 @@ fn environment() -> impl Iterator<Item = (OsString, OsString)> {
                 && !matches!(name, b"TERM" | b"PS1" | b"PS2" | b"BASH_ENV" | b"ENV")
         })
         .collect();
-    for (name, value) in [
-        (
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        ),
-        ("HOME", "/root"),
-    ] {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let expected = [("PATH", path.into()), ("HOME", "/root".into())];
+    for (name, value) in expected.into_iter().chain(door::environment()) {
         if !own.iter().any(|(own, _)| own == name) {
-            own.push((name.into(), value.into()));
+            own.push((name.into(), value));
         }
     }
     own.push(("TERM".into(), "dumb".into()));

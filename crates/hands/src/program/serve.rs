@@ -262,6 +262,14 @@ async fn answer(mut substream: Substream, hands: &Hands, settled: &OnceCell<()>)
             let outputs = outputs::fingerprint(&hands.places.outputs()).await;
             Ok(Reply::Outputs(outputs))
         }
+        Request::Trust { pem } => {
+            let trusted = tokio::task::spawn_blocking(move || door::trust(&pem)).await;
+            match trusted {
+                Ok(Ok(())) => Ok(Reply::Done),
+                Ok(Err(error)) => Err(Fault(error.to_string())),
+                Err(error) => Err(Fault(error.to_string())),
+            }
+        }
         Request::Door => Ok(Reply::Door(hands.door.state().clone())),
     };
     let reply = outcome.unwrap_or_else(|Fault(message)| Reply::Failed { message });

@@ -16,11 +16,13 @@ mod dns;
 mod names;
 mod netlink;
 mod redirect;
+mod trust;
 
 use std::{
+    ffi::OsString,
     fs, io,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use rustix::{
@@ -32,6 +34,7 @@ use selfsame_hands::{mux::Opener, wire::DoorState};
 use carrying::{Attached, Carrier};
 use dns::Resolver;
 use names::Names;
+use trust::Trust;
 
 /// Where redirected queries and connections arrive: beyond the ports that are given out by
 /// themselves, and nobody's in particular.
@@ -46,6 +49,8 @@ const GIVEN_UP: [CapabilitySet; 3] = [
 ];
 /// Connections that have been made and not been taken up yet.
 const BACKLOG: i32 = 1024;
+/// The file system, when it is the sandbox's own and not somebody's machine.
+static TRUST: OnceLock<Trust> = OnceLock::new();
 const OWN_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// The door of this sandbox, as far as there is one.
@@ -80,6 +85,7 @@ pub(crate) fn prepare() -> io::Result<Prepared> {
     if !rustix::process::getpid().is_init() {
         return Ok(Prepared::none("the hands are not PID 1"));
     }
+    TRUST.get_or_init(|| Trust::new("/"));
     let prepared = match set_up() {
         Ok(ways) => Prepared {
             state: DoorState::Redirect,
@@ -190,6 +196,20 @@ pub(crate) fn give_up_all() -> io::Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     Ok(rustix::thread::set_capabilities(None, none)?)
+}
+
+/// Makes programs inside trust the certificates in `pem`, too. It blocks.
+///
+/// # Errors
+/// They could not be written.
+pub(crate) fn trust(pem: &str) -> io::Result<()> {
+    TRUST.get().map_or(Ok(()), |trust| trust.set(pem))
+}
+
+/// What programs inside are told about the door. The user's own words about the same things count
+/// more.
+pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
+    TRUST.get().map(Trust::environment).unwrap_or_default()
 }
 
 impl Door {
