@@ -16,6 +16,7 @@ mod change;
 pub mod door;
 pub mod fail;
 mod hub;
+mod images;
 mod loops;
 pub mod machine;
 mod notifier;
@@ -37,11 +38,18 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use hub::{Item, Preview, PreviewKind, Subscription};
+pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
-use crate::{hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes};
+use crate::{
+    hub::Hub,
+    images::{Images, SandboxBuilder},
+    notifier::Notifier,
+    runners::Runners,
+    sandboxes::Sandboxes,
+};
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -58,6 +66,7 @@ pub struct EngineConfig {
     /// How long a connected sandbox is kept after its session has gone idle.
     pub keep_connected: Duration,
     pub sandbox: SandboxConfig,
+    pub images: ImagesConfig,
 }
 
 /// Everything that drives sessions on this server. Cheap to clone.
@@ -76,6 +85,7 @@ pub(crate) struct Inner {
     pub hub: Hub,
     pub notifier: Notifier,
     pub sandboxes: Sandboxes,
+    pub images: Arc<Images>,
     runners: Runners,
     /// Wakes the claim loop.
     pub claims: Notify,
@@ -94,16 +104,35 @@ impl Engine {
         config: EngineConfig,
     ) -> Self {
         let server = ServerId::new();
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let images = Images::new(
+            Arc::new(SandboxBuilder::new(
+                Arc::clone(&backend),
+                config.sandbox.clone(),
+            )),
+            store.clone(),
+            server,
+            config.images.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        );
         Self {
             inner: Arc::new(Inner {
                 server,
                 hub: Hub::default(),
                 notifier: Notifier::new(store.clone(), server),
-                sandboxes: Sandboxes::new(backend, store.clone(), server, config.sandbox.clone()),
+                sandboxes: Sandboxes::new(
+                    backend,
+                    store.clone(),
+                    server,
+                    config.sandbox.clone(),
+                    Arc::clone(&images),
+                ),
+                images,
                 runners: Runners::default(),
                 claims: Notify::new(),
-                tasks: TaskTracker::new(),
-                shutdown: CancellationToken::new(),
+                tasks,
+                shutdown,
                 store,
                 config,
                 provider,

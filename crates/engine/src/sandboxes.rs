@@ -13,11 +13,14 @@ use std::{
 
 use selfsame_sandbox::{Backend, Handle, Key, Sandbox, SandboxError, Spec, Status};
 use selfsame_store::{SandboxRecord, Store, StoreError};
-use selfsame_types::{SandboxId, ServerId, SessionId};
+use selfsame_types::{SandboxId, ServerId, SessionId, environment::EnvironmentConfig};
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
-use crate::fail;
+use crate::{
+    fail,
+    images::{ImageError, Images, Wanted},
+};
 
 /// Longest wait for another server that is making a session's sandbox.
 const MAKE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,6 +53,9 @@ pub enum AcquireError {
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The packages of its environment cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +85,7 @@ pub struct Sandboxes {
     store: Store,
     server: ServerId,
     config: SandboxConfig,
+    images: Arc<Images>,
     starts: Semaphore,
     slots: Mutex<HashMap<SessionId, Place>>,
     /// Warm sandboxes that are connected already.
@@ -94,6 +101,7 @@ impl Sandboxes {
         store: Store,
         server: ServerId,
         config: SandboxConfig,
+        images: Arc<Images>,
     ) -> Self {
         let starts = Semaphore::new(config.start_concurrency.max(1));
         Self {
@@ -101,6 +109,7 @@ impl Sandboxes {
             store,
             server,
             config,
+            images,
             starts,
             slots: Mutex::default(),
             warm: Mutex::default(),
@@ -249,6 +258,25 @@ impl Sandboxes {
         &self,
         session: SessionId,
     ) -> Result<(SandboxRecord, Option<Sandbox>), AcquireError> {
+        let Some(owner) = self.store.session_load(session).await? else {
+            return Err(SandboxError::Gone.into());
+        };
+        let environment = serde_json::from_str(&owner.environment).map_err(StoreError::corrupt(
+            "sessions",
+            "environment",
+            session,
+        ))?;
+        if let EnvironmentConfig::Cloud(config) = &environment
+            && !config.packages.is_empty()
+        {
+            let wanted = Wanted {
+                workspace: owner.workspace,
+                environment: owner.environment_id,
+                session,
+                config,
+            };
+            return Ok((self.make_with_packages(&wanted).await?, None));
+        }
         let taken = self
             .store
             .sandbox_take(session, self.backend.name(), &self.config.image)
@@ -263,15 +291,33 @@ impl Sandboxes {
                 .filter(|sandbox| !sandbox.is_closed());
             return Ok((record, warm));
         }
-        Ok((self.make(Some(session)).await?, None))
+        let made = self.make(Some(session), &self.config.image).await?;
+        Ok((made, None))
     }
 
-    async fn make(&self, session: Option<SessionId>) -> Result<SandboxRecord, AcquireError> {
+    async fn make_with_packages(&self, wanted: &Wanted<'_>) -> Result<SandboxRecord, AcquireError> {
+        let image = self.images.image(wanted).await?;
+        match self.make(Some(wanted.session), &image).await {
+            // Somebody has tidied up on that host: it is made again, once.
+            Err(AcquireError::Sandbox(SandboxError::NoImage(_))) => {
+                self.images.missing(wanted).await?;
+                let image = self.images.image(wanted).await?;
+                self.make(Some(wanted.session), &image).await
+            }
+            made => made,
+        }
+    }
+
+    async fn make(
+        &self,
+        session: Option<SessionId>,
+        image: &str,
+    ) -> Result<SandboxRecord, AcquireError> {
         let mut record = SandboxRecord {
             id: SandboxId::new(),
             session,
             backend: self.backend.name().to_owned(),
-            image: self.config.image.clone(),
+            image: image.to_owned(),
             status: "creating".to_owned(),
             handle: None,
             hands_key: rand::random::<[u8; 32]>().to_vec(),
@@ -279,13 +325,7 @@ impl Sandboxes {
         };
         self.store.sandbox_insert(&record, self.server).await?;
         fail::point("before_sandbox_create");
-        let spec = Spec {
-            memory_bytes: self.config.memory_bytes,
-            disk_bytes: self.config.disk_bytes,
-            cpus: self.config.cpus,
-            pids: self.config.pids,
-            ..Spec::new(record.id, self.config.image.clone())
-        };
+        let spec = spec(&self.config, record.id, image);
         let created = {
             let _permit = self.starts.acquire().await;
             self.backend.create(&spec).await
@@ -374,7 +414,7 @@ impl Sandboxes {
         if ready >= i64::from(self.config.warm) {
             return Ok(false);
         }
-        let record = self.make(None).await?;
+        let record = self.make(None, &self.config.image).await?;
         if let Some(handle) = record.handle.clone().map(Handle) {
             // Connected ahead of its use: a connection takes as long as ten calls. Epoch 0 is below
             // every lease, so whoever takes over from us is admitted.
@@ -467,6 +507,17 @@ impl Sandboxes {
             }
         }
         Ok(removed)
+    }
+}
+
+/// What a sandbox is made like.
+pub(crate) fn spec(config: &SandboxConfig, id: SandboxId, image: &str) -> Spec {
+    Spec {
+        memory_bytes: config.memory_bytes,
+        disk_bytes: config.disk_bytes,
+        cpus: config.cpus,
+        pids: config.pids,
+        ..Spec::new(id, image)
     }
 }
 
