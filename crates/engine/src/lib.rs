@@ -16,6 +16,7 @@ mod change;
 pub mod door;
 pub mod fail;
 mod hub;
+mod images;
 mod loops;
 pub mod machine;
 mod notifier;
@@ -39,13 +40,19 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use hub::{Item, Preview, PreviewKind, Subscription};
+pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
 
 use crate::{
-    door::Door, hub::Hub, notifier::Notifier, runners::Runners, sandboxes::Sandboxes,
+    door::Door,
+    hub::Hub,
+    images::{Images, SandboxBuilder},
+    notifier::Notifier,
+    runners::Runners,
+    sandboxes::Sandboxes,
     workbench::Workbench,
 };
 
@@ -66,6 +73,7 @@ pub struct EngineConfig {
     /// How long a connected sandbox is kept after its session has gone idle.
     pub keep_connected: Duration,
     pub sandbox: SandboxConfig,
+    pub images: ImagesConfig,
 }
 
 /// Everything that drives sessions on this server. Cheap to clone.
@@ -84,6 +92,7 @@ pub(crate) struct Inner {
     pub hub: Hub,
     pub notifier: Notifier,
     pub sandboxes: Sandboxes,
+    pub images: Arc<Images>,
     runners: Runners,
     /// Wakes the claim loop.
     pub claims: Notify,
@@ -103,6 +112,18 @@ impl Engine {
         config: EngineConfig,
     ) -> Self {
         let server = ServerId::new();
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let images = Images::new(
+            Arc::new(SandboxBuilder::new(
+                Arc::clone(&backend),
+                config.sandbox.clone(),
+            )),
+            store.clone(),
+            server,
+            config.images.clone(),
+            tasks.clone(),
+            shutdown.clone(),
+        );
         let workbench = Workbench::new(
             store.clone(),
             door.certificate().to_owned(),
@@ -113,6 +134,7 @@ impl Engine {
             store.clone(),
             server,
             config.sandbox.clone(),
+            Arc::clone(&images),
             workbench,
             door,
         );
@@ -122,10 +144,11 @@ impl Engine {
                 hub: Hub::default(),
                 notifier: Notifier::new(store.clone(), server),
                 sandboxes,
+                images,
                 runners: Runners::default(),
                 claims: Notify::new(),
-                tasks: TaskTracker::new(),
-                shutdown: CancellationToken::new(),
+                tasks,
+                shutdown,
                 store,
                 config,
                 provider,

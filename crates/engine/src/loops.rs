@@ -315,6 +315,11 @@ async fn reap(inner: &Inner) {
         {
             tracing::warn!(%error, "cannot reap sandboxes");
         }
+        if round.is_multiple_of(ORPHAN_ROUNDS)
+            && let Err(error) = inner.images.reap().await
+        {
+            tracing::warn!(%error, "cannot reap images");
+        }
         round = round.wrapping_add(1);
         tokio::select! {
             () = inner.sandboxes.released() => {}

@@ -13,15 +13,16 @@ use std::{
 
 use selfsame_sandbox::{Backend, Handle, Key, Sandbox, SandboxError, Spec, Status};
 use selfsame_store::{BlobError, SandboxRecord, Store, StoreError};
-use selfsame_types::{SandboxId, ServerId, SessionId};
+use selfsame_types::{SandboxId, ServerId, SessionId, environment::EnvironmentConfig};
 use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
 use crate::{
     door::{Access, Door},
     fail,
+    images::{ImageError, Images, Wanted},
     machine::Trouble,
-    workbench::{FitError, Outputs, Workbench},
+    workbench::{FitError, Outfit, Outputs, Workbench},
 };
 
 /// Longest wait for another server that is making a session's sandbox.
@@ -59,6 +60,9 @@ pub enum AcquireError {
     Files(#[source] BlobError),
     #[error("the session is gone")]
     Gone,
+    /// The packages of its environment cannot be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 impl AcquireError {
@@ -66,8 +70,10 @@ impl AcquireError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Sandbox(SandboxError::Refused(_) | SandboxError::Failed(_)) | Self::Gone => false,
-            Self::Sandbox(_) | Self::Store(_) | Self::Files(_) => true,
+            Self::Sandbox(SandboxError::Refused(_) | SandboxError::Failed(_))
+            | Self::Image(ImageError::Failed(_))
+            | Self::Gone => false,
+            Self::Image(_) | Self::Sandbox(_) | Self::Store(_) | Self::Files(_) => true,
         }
     }
 }
@@ -126,6 +132,7 @@ pub struct Sandboxes {
     store: Store,
     server: ServerId,
     config: SandboxConfig,
+    images: Arc<Images>,
     workbench: Workbench,
     door: Door,
     starts: Semaphore,
@@ -143,6 +150,7 @@ impl Sandboxes {
         store: Store,
         server: ServerId,
         config: SandboxConfig,
+        images: Arc<Images>,
         workbench: Workbench,
         door: Door,
     ) -> Self {
@@ -152,6 +160,7 @@ impl Sandboxes {
             store,
             server,
             config,
+            images,
             workbench,
             door,
             starts,
@@ -201,7 +210,7 @@ impl Sandboxes {
         }
         slot.connected = None;
         let wanted = self.workbench.wanted(session).await?;
-        let (id, sandbox) = self.connect(session, epoch).await?;
+        let (id, sandbox) = self.connect(session, epoch, &wanted).await?;
         let (access, rules) = watch::channel(Some(self.workbench.access(session, &wanted).await?));
         if let Some(outgoing) = sandbox.outgoing() {
             let door = self.door.clone();
@@ -289,7 +298,7 @@ impl Sandboxes {
     ) -> Result<(String, Vec<Trouble>), AcquireError> {
         let mut wanted = self.workbench.wanted(session).await?;
         let mut troubles = Vec::new();
-        if !wanted.equipment.resources.is_empty() {
+        if wanted.comes_first() {
             self.acquire(session, epoch).await?;
             troubles = self.take_troubles(session).await;
             if wanted.equipment.findings.is_none() {
@@ -347,12 +356,13 @@ impl Sandboxes {
         &self,
         session: SessionId,
         epoch: i64,
+        wanted: &Outfit,
     ) -> Result<(SandboxId, Sandbox), AcquireError> {
         // Each round either connects or removes one reason why it could not.
         for _ in 0..4 {
             let (record, warm) = match self.settled(session).await? {
                 Some(record) => (record, None),
-                None => match self.provide(session).await {
+                None => match self.provide(session, wanted).await {
                     // Another server was quicker; its row is there now.
                     Err(AcquireError::Store(error))
                         if error.constraint() == Some("sandboxes_session_id_key") =>
@@ -441,7 +451,19 @@ impl Sandboxes {
     async fn provide(
         &self,
         session: SessionId,
+        outfit: &Outfit,
     ) -> Result<(SandboxRecord, Option<Sandbox>), AcquireError> {
+        if let EnvironmentConfig::Cloud(config) = &outfit.environment
+            && !config.packages.is_empty()
+        {
+            let wanted = Wanted {
+                workspace: outfit.equipment.workspace,
+                environment: outfit.equipment.environment_id,
+                session,
+                config,
+            };
+            return Ok((self.make_with_packages(&wanted).await?, None));
+        }
         let taken = self
             .store
             .sandbox_take(session, self.backend.name(), &self.config.image)
@@ -456,15 +478,33 @@ impl Sandboxes {
                 .filter(|sandbox| !sandbox.is_closed());
             return Ok((record, warm));
         }
-        Ok((self.make(Some(session)).await?, None))
+        let made = self.make(Some(session), &self.config.image).await?;
+        Ok((made, None))
     }
 
-    async fn make(&self, session: Option<SessionId>) -> Result<SandboxRecord, AcquireError> {
+    async fn make_with_packages(&self, wanted: &Wanted<'_>) -> Result<SandboxRecord, AcquireError> {
+        let image = self.images.image(wanted).await?;
+        match self.make(Some(wanted.session), &image).await {
+            // Somebody has tidied up on that host: it is made again, once.
+            Err(AcquireError::Sandbox(SandboxError::NoImage(_))) => {
+                self.images.missing(wanted).await?;
+                let image = self.images.image(wanted).await?;
+                self.make(Some(wanted.session), &image).await
+            }
+            made => made,
+        }
+    }
+
+    async fn make(
+        &self,
+        session: Option<SessionId>,
+        image: &str,
+    ) -> Result<SandboxRecord, AcquireError> {
         let mut record = SandboxRecord {
             id: SandboxId::new(),
             session,
             backend: self.backend.name().to_owned(),
-            image: self.config.image.clone(),
+            image: image.to_owned(),
             status: "creating".to_owned(),
             handle: None,
             hands_key: rand::random::<[u8; 32]>().to_vec(),
@@ -472,13 +512,7 @@ impl Sandboxes {
         };
         self.store.sandbox_insert(&record, self.server).await?;
         fail::point("before_sandbox_create");
-        let spec = Spec {
-            memory_bytes: self.config.memory_bytes,
-            disk_bytes: self.config.disk_bytes,
-            cpus: self.config.cpus,
-            pids: self.config.pids,
-            ..Spec::new(record.id, self.config.image.clone())
-        };
+        let spec = spec(&self.config, record.id, image);
         let created = {
             let _permit = self.starts.acquire().await;
             self.backend.create(&spec).await
@@ -571,7 +605,7 @@ impl Sandboxes {
         if ready >= i64::from(self.config.warm) {
             return Ok(false);
         }
-        let record = self.make(None).await?;
+        let record = self.make(None, &self.config.image).await?;
         if let Some(handle) = record.handle.clone().map(Handle) {
             // Connected ahead of its use: a connection takes as long as ten calls. Epoch 0 is below
             // every lease, so whoever takes over from us is admitted.
@@ -664,6 +698,17 @@ impl Sandboxes {
             }
         }
         Ok(removed)
+    }
+}
+
+/// What a sandbox is made like.
+pub(crate) fn spec(config: &SandboxConfig, id: SandboxId, image: &str) -> Spec {
+    Spec {
+        memory_bytes: config.memory_bytes,
+        disk_bytes: config.disk_bytes,
+        cpus: config.cpus,
+        pids: config.pids,
+        ..Spec::new(id, image)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::{
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
     runners::Expected,
+    workbench::has_packages,
 };
 
 /// Another version of this program may be able to read what this one cannot.
@@ -106,7 +107,7 @@ impl Engine {
             &inner.models,
         ));
         // What has to be mounted first keeps the first request waiting.
-        let equipped = !request.resources.is_empty();
+        let equipped = !request.resources.is_empty() || has_packages(&environment);
         let names: Vec<_> = request.resources.iter().map(file_id).collect();
         let (workspace, at) = (request.workspace, request.created_at);
         let resources = resources::rows(&inner.store, workspace, request.resources, at).await?;
@@ -150,6 +151,7 @@ impl Engine {
             created_at: now,
             thread,
             thread_agent: text(&request.agent.thread_agent()),
+            equipped,
             resources,
         };
         let created = inner

@@ -7,6 +7,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::SandboxError;
 
+/// How the names of images begin that a backend makes itself. No registry is ever asked for them.
+pub const OWN_IMAGES: &str = "selfsame-env:";
+
 /// Where sandboxes run: Docker for real use, plain processes for tests and trusted development.
 #[async_trait]
 pub trait Backend: Send + Sync + Debug {
@@ -43,6 +46,14 @@ pub trait Backend: Send + Sync + Debug {
         _labels: &[(String, String)],
     ) -> Result<(), SandboxError> {
         Err(SandboxError::Unsupported("make images of sandboxes"))
+    }
+
+    /// What tells an image's content from that of any other, also of an earlier or later one of the same
+    /// name. Fetches it when it is missing and may be fetched.
+    ///
+    /// By default there are no images, and this is [`SandboxError::Unsupported`].
+    async fn image_id(&self, _image: &str) -> Result<String, SandboxError> {
+        Err(SandboxError::Unsupported("install packages"))
     }
 
     /// Whether an image is there, without fetching it.

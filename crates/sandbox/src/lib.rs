@@ -8,7 +8,7 @@ mod process;
 mod sandbox;
 mod transfer;
 
-pub use backend::{Backend, Duplex, Handle, Listed, Spec, Status};
+pub use backend::{Backend, Duplex, Handle, Listed, OWN_IMAGES, Spec, Status};
 pub use docker::{DiskLimit, DockerBackend, DockerOptions, Limits};
 pub use error::SandboxError;
 pub use outgoing::{Carried, Outgoing};

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use selfsame_engine::{
-    Engine, EngineConfig, SandboxConfig,
+    Engine, EngineConfig, ImagesConfig, SandboxConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
 };
 use selfsame_model::{
@@ -110,7 +110,14 @@ pub fn engine_config(config: &Config) -> EngineConfig {
             start_concurrency: sandbox.start_concurrency as usize,
             maker_ttl: Duration::from_secs(config.lease.ttl_seconds),
             idle_stop: Duration::from_secs(sandbox.idle_stop_seconds),
-            retention: Duration::from_secs(u64::from(sandbox.retention_days) * 24 * 60 * 60),
+            retention: days(sandbox.retention_days),
+        },
+        images: ImagesConfig {
+            timeout: Duration::from_secs(config.packages.install_timeout_seconds),
+            concurrency: config.packages.concurrency as usize,
+            retention: days(config.packages.retention_days),
+            // Nothing else depends on how soon somebody dead is replaced here.
+            builder_ttl: Duration::from_secs(config.lease.ttl_seconds) * 3,
         },
     }
 }
@@ -155,6 +162,10 @@ pub fn file_limits(config: &Config) -> FileLimits {
     FileLimits {
         quota: config.files.quota_bytes,
     }
+}
+
+fn days(days: u32) -> Duration {
+    Duration::from_secs(u64::from(days) * 24 * 60 * 60)
 }
 
 /// There is one upstream so far.

@@ -2,7 +2,7 @@
 
 use secrecy::SecretString;
 use selfsame_types::{
-    BlobId, FileId, ResourceId, SandboxId, SessionId, Timestamp, WorkspaceId,
+    BlobId, EnvironmentId, FileId, ResourceId, SandboxId, SessionId, Timestamp, WorkspaceId,
     session::{MAX_FILES, SessionResource},
 };
 use sqlx::PgConnection;
@@ -93,6 +93,7 @@ pub struct SkillMount {
 #[derive(Debug, Clone)]
 pub struct Equipment {
     pub workspace: WorkspaceId,
+    pub environment_id: EnvironmentId,
     /// JSON texts, as stored.
     pub agent: String,
     pub environment: String,
@@ -446,7 +447,7 @@ impl Store {
     ) -> Result<Option<Equipment>, StoreError> {
         let row = sqlx::query!(
             r#"
-            SELECT workspace_id, agent, environment, findings, equipped
+            SELECT workspace_id, environment_id, agent, environment, findings, equipped
             FROM sessions WHERE id = $1 AND deleted_at IS NULL
             "#,
             session.0,
@@ -475,6 +476,7 @@ impl Store {
         };
         Ok(Some(Equipment {
             workspace: WorkspaceId(row.workspace_id),
+            environment_id: EnvironmentId(row.environment_id),
             agent: row.agent,
             environment: row.environment,
             resources,

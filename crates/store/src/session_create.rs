@@ -40,6 +40,8 @@ pub struct NewSession {
     pub created_at: Timestamp,
     pub thread: ThreadId,
     pub thread_agent: String,
+    /// Something has to be made ready before its model is asked.
+    pub equipped: bool,
     pub resources: Vec<NewResource>,
 }
 
@@ -185,7 +187,7 @@ impl Store {
             id: new.id,
             workspace: new.workspace,
             environment_id: new.environment_id,
-            equipped: !new.resources.is_empty(),
+            equipped: new.equipped,
             resources: resources::text(&shown),
             agent: new.agent,
             environment: new.environment,
@@ -288,7 +290,7 @@ async fn insert_session(
         &columns.processed,
         &columns.bodies as _,
         &columns.privates as _,
-        !new.resources.is_empty(),
+        new.equipped,
     )
     .fetch_optional(executor)
     .await?;

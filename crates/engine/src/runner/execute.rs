@@ -8,7 +8,7 @@ use serde_json::value::to_raw_value;
 use uuid::Uuid;
 
 use super::{STORE_RETRIES, STORE_RETRY};
-use crate::{Inner, fail, machine::CallResult, sandboxes::AcquireError};
+use crate::{Inner, fail, images::ImageError, machine::CallResult, sandboxes::AcquireError};
 
 /// Attempts to give a call a sandbox before it gets an error result.
 const SANDBOX_ATTEMPTS: u32 = 3;
@@ -57,6 +57,9 @@ pub(super) async fn execute(
             outages += 1;
             tokio::time::sleep(STORE_RETRY).await;
             continue;
+        }
+        if let AcquireError::Image(ImageError::Failed(reason)) = &problem {
+            return failure(reason);
         }
         failures += 1;
         tracing::warn!(%session, error = %problem, failures, "a sandbox call failed");

@@ -11,7 +11,7 @@ use selfsame_types::{
 };
 use url::Url;
 
-use super::{FitError, Wanted, Workbench};
+use super::{FitError, Outfit, Workbench};
 use crate::{
     door::{Access, Network, Repository},
     resources,
@@ -22,7 +22,7 @@ impl Workbench {
     pub async fn access(
         &self,
         session: SessionId,
-        wanted: &Wanted,
+        wanted: &Outfit,
     ) -> Result<Arc<Access>, FitError> {
         let mut repositories = Vec::new();
         for record in &wanted.equipment.resources {
@@ -62,7 +62,7 @@ impl Workbench {
     }
 }
 
-fn network(wanted: &Wanted) -> Network {
+fn network(wanted: &Outfit) -> Network {
     let limited = match &wanted.environment {
         EnvironmentConfig::Cloud(cloud) => match &cloud.networking {
             Networking::Unrestricted(_) => return Network::Unrestricted,

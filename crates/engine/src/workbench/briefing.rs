@@ -6,7 +6,7 @@ use selfsame_store::StoreError;
 use selfsame_types::session::{GithubCheckout, SessionResource};
 use serde::{Deserialize, Serialize};
 
-use super::{FitError, Wanted, Workbench};
+use super::{FitError, Outfit, Workbench};
 use crate::skills::{self, Announced};
 
 /// Files named one by one; of more the model sees the directory.
@@ -53,7 +53,7 @@ impl Findings {
 
 impl Workbench {
     /// The paragraphs of the system prompt about this session's material; empty when there is none.
-    pub fn briefing(&self, wanted: &Wanted) -> Result<String, FitError> {
+    pub fn briefing(&self, wanted: &Outfit) -> Result<String, FitError> {
         let mut text = String::new();
         let resources = wanted.resources()?;
         let files: Vec<&str> = resources

@@ -48,7 +48,7 @@ pub enum FitError {
 
 /// A session's equipment as it is read from the database.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Outfit {
     pub equipment: Equipment,
     pub agent: AgentSnapshot,
     pub environment: EnvironmentConfig,
@@ -81,14 +81,14 @@ impl Workbench {
     }
 
     /// What a session's sandbox should have.
-    pub async fn wanted(&self, session: SessionId) -> Result<Wanted, FitError> {
+    pub async fn wanted(&self, session: SessionId) -> Result<Outfit, FitError> {
         let equipment = self
             .store
             .session_equipment(session)
             .await?
             .ok_or(FitError::Gone)?;
         let corrupt = |column| StoreError::corrupt("sessions", column, session);
-        Ok(Wanted {
+        Ok(Outfit {
             agent: serde_json::from_str(&equipment.agent).map_err(corrupt("agent"))?,
             environment: serde_json::from_str(&equipment.environment)
                 .map_err(corrupt("environment"))?,
@@ -102,7 +102,7 @@ impl Workbench {
         session: SessionId,
         id: SandboxId,
         sandbox: &Sandbox,
-        wanted: &Wanted,
+        wanted: &Outfit,
     ) -> Result<Fit, FitError> {
         let mut mounted: HashSet<Uuid> =
             self.store.sandbox_mounted(id).await?.into_iter().collect();
@@ -123,7 +123,7 @@ impl Workbench {
         &self,
         session: SessionId,
         sandbox: &Sandbox,
-        wanted: &Wanted,
+        wanted: &Outfit,
         mounted: &mut HashSet<Uuid>,
         fit: &mut Fit,
     ) -> Result<(), FitError> {
@@ -164,7 +164,18 @@ impl Workbench {
     }
 }
 
-impl Wanted {
+/// Whether an environment asks for packages.
+pub(crate) fn has_packages(environment: &EnvironmentConfig) -> bool {
+    matches!(environment, EnvironmentConfig::Cloud(cloud) if !cloud.packages.is_empty())
+}
+
+impl Outfit {
+    /// Whether the model is asked only when the sandbox is ready: what is in it is part of the question,
+    /// or may turn out not to be had.
+    pub fn comes_first(&self) -> bool {
+        !self.equipment.resources.is_empty() || has_packages(&self.environment)
+    }
+
     /// Resources that are not removed, as the API shows them.
     pub fn resources(&self) -> Result<Vec<SessionResource>, StoreError> {
         self.equipment

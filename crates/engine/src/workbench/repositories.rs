@@ -14,7 +14,7 @@ use selfsame_types::{
 };
 use uuid::Uuid;
 
-use super::{Fit, FitError, Wanted, Workbench, briefing::Findings};
+use super::{Fit, FitError, Outfit, Workbench, briefing::Findings};
 use crate::{
     door::GIT_PROXY,
     machine::{ErrorType, Trouble},
@@ -40,7 +40,7 @@ impl Workbench {
         &self,
         session: SessionId,
         sandbox: &Sandbox,
-        wanted: &Wanted,
+        wanted: &Outfit,
         mounted: &mut HashSet<Uuid>,
         fit: &mut Fit,
     ) -> Result<(), FitError> {
@@ -117,7 +117,7 @@ impl Workbench {
 
 /// The repositories that a session wants, with their rows.
 fn repositories(
-    wanted: &Wanted,
+    wanted: &Outfit,
 ) -> Result<Vec<(&ResourceRecord, GithubRepositoryResource)>, FitError> {
     let mut repositories = Vec::new();
     for record in &wanted.equipment.resources {

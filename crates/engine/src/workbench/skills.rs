@@ -7,7 +7,7 @@ use selfsame_store::BlobError;
 use selfsame_types::SessionId;
 use uuid::Uuid;
 
-use super::{Fit, FitError, Wanted, Workbench};
+use super::{Fit, FitError, Outfit, Workbench};
 use crate::{
     machine::{ErrorType, Trouble},
     skills::{self, Announced, archive},
@@ -22,7 +22,7 @@ impl Workbench {
         &self,
         session: SessionId,
         sandbox: &Sandbox,
-        wanted: &Wanted,
+        wanted: &Outfit,
         mounted: &mut HashSet<Uuid>,
         fit: &mut Fit,
     ) -> Result<(), FitError> {
@@ -75,7 +75,7 @@ impl Workbench {
     }
 
     /// The agent's skills as the model is told of them.
-    pub(super) fn attached(wanted: &Wanted) -> Vec<Announced> {
+    pub(super) fn attached(wanted: &Outfit) -> Vec<Announced> {
         let skills = &wanted.equipment.skills;
         let directories = skills::directories(skills.iter().map(|skill| skill.name.as_str()));
         skills

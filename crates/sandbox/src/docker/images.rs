@@ -12,7 +12,7 @@ use futures_util::TryStreamExt;
 use tracing::info;
 
 use super::{DEPLOYMENT_LABEL, DockerBackend, SANDBOX_LABEL, of_container, status_of};
-use crate::{Handle, SandboxError};
+use crate::{Handle, OWN_IMAGES, SandboxError};
 
 /// Time for the daemon to make an image: it copies everything that the sandbox has written.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -41,6 +41,11 @@ impl DockerBackend {
                  (`./dev image` does), or fetch another with `docker pull`"
             ))
         };
+        if image.starts_with(OWN_IMAGES) {
+            return Err(SandboxError::NoImage(format!(
+                "{image} is not there any more"
+            )));
+        }
         if !self.options.pull {
             return Err(missing(""));
         }
@@ -65,6 +70,23 @@ impl DockerBackend {
             .try_for_each(|_| async { Ok(()) })
             .await
             .map_err(|error| missing(&format!(" (fetching failed: {error})")))
+    }
+
+    /// The id of an image's content, fetching it where that is allowed.
+    pub(super) async fn identify_image(&self, image: &str) -> Result<String, SandboxError> {
+        let mut found = self.docker.inspect_image(image).await;
+        if found
+            .as_ref()
+            .is_err_and(|error| status_of(error) == Some(404))
+        {
+            self.fetch_image(image).await?;
+            found = self.docker.inspect_image(image).await;
+        }
+        let found = found.map_err(SandboxError::backend("look for the image"))?;
+        found
+            .id
+            .filter(|id| !id.is_empty())
+            .ok_or_else(|| SandboxError::Protocol("an image without id".to_owned()))
     }
 
     pub(super) async fn find_image(&self, image: &str) -> Result<bool, SandboxError> {

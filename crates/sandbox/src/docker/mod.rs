@@ -341,6 +341,10 @@ impl Backend for DockerBackend {
         self.commit_image(handle, image, labels).await
     }
 
+    async fn image_id(&self, image: &str) -> Result<String, SandboxError> {
+        self.identify_image(image).await
+    }
+
     async fn has_image(&self, image: &str) -> Result<bool, SandboxError> {
         self.find_image(image).await
     }

@@ -19,6 +19,7 @@ pub struct Config {
     pub database: Database,
     pub auth: Auth,
     pub sandbox: Sandbox,
+    pub packages: Packages,
     pub model: Model,
     pub lease: Lease,
     pub net: Net,
@@ -92,6 +93,16 @@ pub struct Sandbox {
     pub start_concurrency: u32,
     pub keep_connected_seconds: u64,
     pub idle_stop_seconds: u64,
+    pub retention_days: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packages {
+    #[serde(deserialize_with = "positive")]
+    pub install_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub concurrency: u32,
     pub retention_days: u32,
 }
 
