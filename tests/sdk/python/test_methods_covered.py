@@ -23,7 +23,7 @@ def test_the_exception_list_only_shrinks() -> None:
     load_all()
     assert not registry.NOT_YET - registry.methods(), "these exceptions do not exist in the SDK"
     assert not registry.NOT_YET & set(registry.COVERED), "these have a test; remove the exception"
-    assert len(registry.NOT_YET) <= 15, "the list of exceptions grew"
+    assert len(registry.NOT_YET) <= 10, "the list of exceptions grew"
 
 
 def test_every_claim_names_a_method() -> None:

@@ -28,11 +28,6 @@ NOT_YET = {
     "beta.environments.work.stop",
     "beta.environments.work.update",
     "beta.environments.work.worker",
-    "beta.sessions.resources.add",
-    "beta.sessions.resources.delete",
-    "beta.sessions.resources.list",
-    "beta.sessions.resources.retrieve",
-    "beta.sessions.resources.update",
 }
 
 
