@@ -168,11 +168,11 @@ mod tests {
     #[test]
     fn long_texts_end() {
         for text in [
-            "https://a.test/))))".repeat(40_000),
-            "https://".repeat(40_000),
+            "https://a.test/))))".repeat(1000),
+            "https://".repeat(1000),
             "://".repeat(100_000),
             "https://a.test/".to_owned() + &")".repeat(200_000),
-            (0..40_000).map(|n| format!("http://{n}.test ")).collect(),
+            (0..30_000).map(|n| format!("http://{n}.test ")).collect(),
         ] {
             assert!(seen(&text).urls.len() <= MAX_SEEN * (MAX_READINGS + 1));
         }
