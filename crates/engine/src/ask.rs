@@ -199,6 +199,7 @@ fn convert(usage: &Usage) -> ModelUsage {
         cache_read_input_tokens: count(usage.cache_read_input_tokens),
         ephemeral_5m_input_tokens: count(usage.ephemeral_5m_input_tokens),
         ephemeral_1h_input_tokens: count(usage.ephemeral_1h_input_tokens),
+        web_search_requests: 0,
     }
 }
 

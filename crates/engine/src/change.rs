@@ -19,7 +19,7 @@ fn tokens(usage: &ModelUsage) -> TokenTotals {
         cache_read_input_tokens: count(usage.cache_read_input_tokens),
         ephemeral_5m_input_tokens: count(usage.ephemeral_5m_input_tokens),
         ephemeral_1h_input_tokens: count(usage.ephemeral_1h_input_tokens),
-        web_search_requests: 0,
+        web_search_requests: count(usage.web_search_requests),
     }
 }
 

@@ -28,6 +28,7 @@ mod sandboxes;
 mod sessions;
 pub mod skills;
 mod transcript;
+mod web;
 mod workbench;
 
 use std::{sync::Arc, time::Duration};
@@ -45,6 +46,7 @@ pub use machine::Status;
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
+pub use web::{FetchLimits, SearchBackend, SearchConfig, Web, WebConfig};
 
 use crate::{
     door::Door,
@@ -93,6 +95,7 @@ pub(crate) struct Inner {
     pub notifier: Notifier,
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
+    pub web: Web,
     runners: Runners,
     /// Wakes the claim loop.
     pub claims: Notify,
@@ -109,6 +112,7 @@ impl Engine {
         models: Models,
         backend: Arc<dyn Backend>,
         door: Door,
+        web: Web,
         config: EngineConfig,
     ) -> Self {
         let server = ServerId::new();
@@ -145,6 +149,7 @@ impl Engine {
                 notifier: Notifier::new(store.clone(), server),
                 sandboxes,
                 images,
+                web,
                 runners: Runners::default(),
                 claims: Notify::new(),
                 tasks,

@@ -60,7 +60,7 @@ impl Spec {
         let mut tools: Vec<Box<RawValue>> = BuiltinTool::ALL
             .into_iter()
             .filter(|tool| spec.builtin(*tool).enabled)
-            .filter_map(definition)
+            .map(definition)
             .collect();
         tools.extend(spec.custom_tools().map(|tool| {
             to_raw_value(&json!({
@@ -159,7 +159,7 @@ impl Spec {
             Verdict::Custom
         } else {
             match BuiltinTool::parse(&name).map(|tool| (tool, spec.builtin(tool))) {
-                Some((tool, setting)) if setting.enabled && !tool.is_web() => {
+                Some((tool, setting)) if setting.enabled => {
                     let (permission, policy) = match setting.policy.r#type {
                         PolicyKind::AlwaysAllow => (Permission::Allow, "always_allow"),
                         PolicyKind::AlwaysAsk | PolicyKind::Auto => (Permission::Ask, "always_ask"),
@@ -174,9 +174,6 @@ impl Spec {
                         serial,
                     }
                 }
-                Some((_, setting)) if setting.enabled => refuse(format!(
-                    "The tool `{name}` is not available on this server."
-                )),
                 Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
                 None => refuse(format!("There is no tool named `{name}`.")),
             }
@@ -227,8 +224,8 @@ fn text(text: &str) -> Box<RawValue> {
     to_raw_value(&json!({"type": "text", "text": text})).expect("text serializes")
 }
 
-/// A built-in tool as the model sees it; the web tools are not offered yet.
-fn definition(tool: BuiltinTool) -> Option<Box<RawValue>> {
+/// A built-in tool as the model sees it.
+fn definition(tool: BuiltinTool) -> Box<RawValue> {
     let string = |description: &str| json!({"type": "string", "description": description});
     let (description, properties, required) = match tool {
         BuiltinTool::Bash => (
@@ -292,16 +289,28 @@ fn definition(tool: BuiltinTool) -> Option<Box<RawValue>> {
             }),
             json!(["pattern"]),
         ),
-        BuiltinTool::WebFetch | BuiltinTool::WebSearch => return None,
+        BuiltinTool::WebFetch => (
+            "Fetches a page from the web: HTML as Markdown, text and JSON as they are, PDFs and images as \
+             such. Pages that need a login or scripts show little.",
+            json!({
+                "url": string("The whole address, as in https://example.com/page."),
+            }),
+            json!(["url"]),
+        ),
+        BuiltinTool::WebSearch => (
+            "Searches the web. Each result has an address, a title and an excerpt; fetch the address for more.",
+            json!({
+                "query": string("What to search for, at most 400 characters."),
+            }),
+            json!(["query"]),
+        ),
     };
-    Some(
-        to_raw_value(&json!({
-            "name": tool.as_str(),
-            "description": description,
-            "input_schema": {"type": "object", "properties": properties, "required": required},
-        }))
-        .expect("tools serialize"),
-    )
+    to_raw_value(&json!({
+        "name": tool.as_str(),
+        "description": description,
+        "input_schema": {"type": "object", "properties": properties, "required": required},
+    }))
+    .expect("tools serialize")
 }
 
 /// Shared by all requests of a session.

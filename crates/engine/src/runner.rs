@@ -37,6 +37,7 @@ use crate::{
     runners::Link,
     sandboxes::{AcquireError, shell_of},
     transcript::Transcript,
+    web::{Caller, WebCall, is_web},
 };
 use execute::{execute, failure};
 
@@ -184,7 +185,8 @@ impl Runner {
                 .machine
                 .threads
                 .iter()
-                .flat_map(|t| t.calls.iter().map(|call| call.id))
+                .flat_map(|t| t.calls.iter().filter(|call| call.is_runnable()))
+                .map(|call| call.id)
                 .collect()
         } else {
             HashSet::new()
@@ -512,14 +514,17 @@ impl Runner {
             return Ok(());
         }
         self.load(thread).await?;
-        let Some(info) = self
-            .transcripts
-            .get(&thread)
-            .and_then(|t| t.call(id))
-            .cloned()
-        else {
+        let transcript = self.transcripts.entry(thread).or_default();
+        let Some(info) = transcript.call(id).cloned() else {
             // The state knows a call that the log does not: only a fault of ours can do that.
             return Err(Stopped::Contradiction("a pending call is not in the log"));
+        };
+        let web = WebCall::of(&self.spec.agent.spec, &info.name, transcript);
+        let caller = Caller {
+            session: self.session,
+            epoch: self.epoch,
+            call: id,
+            in_doubt: self.in_doubt.contains(&id),
         };
         let inner = Arc::clone(&self.inner);
         let (session, epoch) = (self.session, self.epoch);
@@ -527,8 +532,13 @@ impl Runner {
         let handle = self.jobs.spawn(async move {
             // JSON that the model may write and that no program can hold: numbers beyond every
             // float, hundreds of nested brackets.
-            let result = match serde_json::from_str(info.input.get()) {
-                Ok(input) => {
+            let result = match (serde_json::from_str(info.input.get()), web) {
+                (Ok(input), Some(web)) => {
+                    let span =
+                        tracing::info_span!("tool_call", %session, call = %id, tool = info.name);
+                    web.run(&inner, caller, &input).instrument(span).await
+                }
+                (Ok(input), None) => {
                     let call = Call {
                         id: id.0,
                         shell: shell_of(thread),
@@ -542,7 +552,7 @@ impl Runner {
                         .instrument(span)
                         .await
                 }
-                Err(error) => failure(&format!(
+                (Err(error), _) => failure(&format!(
                     "The input of this call cannot be read, so it was not run: {error}"
                 )),
             };
@@ -573,6 +583,15 @@ impl Runner {
             handle.abort();
         }
         let calls: Vec<_> = state.calls.iter().map(|c| c.id).collect();
+        for call in &calls {
+            // Nothing of these goes on elsewhere.
+            let transcript = self.transcripts.get(&thread);
+            if transcript.is_some_and(|t| t.call(*call).is_some_and(|info| is_web(&info.name)))
+                && let Some(handle) = self.calling.remove(call)
+            {
+                handle.abort();
+            }
+        }
         let (running, others): (Vec<_>, Vec<_>) = calls
             .into_iter()
             .partition(|id| self.calling.contains_key(id));

@@ -4,7 +4,7 @@
 //! request to request and the upstream's cache keeps hitting. A call without a result (cut off by an
 //! interrupt) is answered here with the usual text, because the upstream accepts no open ends.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use selfsame_store::Row;
 use selfsame_types::{EventId, event::EventType};
@@ -83,6 +83,45 @@ struct ToolResult<'a> {
     content: &'a [Box<RawValue>],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_error: bool,
+}
+
+/// Where a text of the conversation comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin<'a> {
+    /// A client's message.
+    User,
+    /// The result of a call of the tool of this name.
+    Tool(&'a str),
+}
+
+/// As much of a block as there is to read in it.
+#[derive(Deserialize)]
+struct Readable<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+    /// Of images and documents an object, of search results their address.
+    #[serde(borrow, default)]
+    source: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<Vec<&'a RawValue>>,
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    tool_use_id: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct ReadableSource<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    data: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    url: Option<Cow<'a, str>>,
 }
 
 #[derive(Serialize)]
@@ -228,6 +267,35 @@ impl Transcript {
         Ok(())
     }
 
+    /// Shows every text that clients and tools brought into the conversation.
+    pub fn read(&self, mut show: impl FnMut(&Origin<'_>, &str)) {
+        let mut tools = HashMap::new();
+        for message in &self.messages {
+            for block in &message.blocks {
+                let Ok(block) = serde_json::from_str::<Readable<'_>>(block.get()) else {
+                    continue;
+                };
+                match (message.role, &*block.r#type) {
+                    (Role::Assistant, "tool_use") => {
+                        tools.extend(block.id.zip(block.name));
+                    }
+                    (Role::Assistant, _) => {}
+                    (_, "tool_result") => {
+                        // Later ids may repeat earlier ones, results follow their calls.
+                        let name = block.tool_use_id.and_then(|id| tools.get(&id).cloned());
+                        let origin = Origin::Tool(name.as_deref().unwrap_or_default());
+                        for content in block.content.into_iter().flatten() {
+                            if let Ok(content) = serde_json::from_str(content.get()) {
+                                read_block(&origin, content, &mut show);
+                            }
+                        }
+                    }
+                    _ => read_block(&Origin::User, block, &mut show),
+                }
+            }
+        }
+    }
+
     /// The `messages` of a request, with a cache breakpoint on the user's last block.
     ///
     /// # Panics
@@ -260,6 +328,31 @@ impl Transcript {
                 .expect("raw blocks serialize")
             })
             .collect()
+    }
+}
+
+fn read_block(origin: &Origin<'_>, block: Readable<'_>, show: &mut impl FnMut(&Origin<'_>, &str)) {
+    if let Some(text) = &block.text {
+        show(origin, text);
+    }
+    if let Some(source) = block.source {
+        if let Ok(address) = serde_json::from_str::<Cow<'_, str>>(source.get()) {
+            show(origin, &address);
+        } else if let Ok(source) = serde_json::from_str::<ReadableSource<'_>>(source.get()) {
+            let text = source.data.filter(|_| source.r#type == "text");
+            for text in [text, source.url].into_iter().flatten() {
+                show(origin, &text);
+            }
+        }
+    }
+    // The parts of a search result.
+    for part in block.content.into_iter().flatten() {
+        if let Ok(Readable {
+            text: Some(text), ..
+        }) = serde_json::from_str(part.get())
+        {
+            show(origin, &text);
+        }
     }
 }
 

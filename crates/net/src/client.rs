@@ -108,25 +108,55 @@ pub fn guarded_client_with(policy: &Policy, limits: &Limits) -> Result<Client, N
         }
     });
 
-    // reqwest asks no resolver for a literal address and has no hook of its own for "may I connect".
-    // Its proxy hook, though, sees every URL it is about to connect for: a refused one is sent to a
-    // proxy of a name which only our resolver sees, and which it refuses with the reason.
-    let on_literal = shared.clone();
-    let literals = Proxy::custom(move |url| {
-        let ip = on_literal.refused_literal(url)?.to_bits();
-        Url::parse(&format!("http://{ip:032x}{NOWHERE}")).ok()
-    });
-
     build(policy.extra_ca(), move || {
-        let mut builder = builder(limits.connect, limits.idle)
-            .redirect(redirects)
-            .no_proxy()
-            .proxy(literals)
-            .dns_resolver(Arc::new(GuardedResolver(shared)));
+        let mut builder = guard(builder(limits.connect, limits.idle), shared).redirect(redirects);
         if let Some(total) = limits.total {
             builder = builder.timeout(total);
         }
         builder
+    })
+}
+
+/// Connects to what the policy lets through, and to nothing else.
+fn guard(builder: ClientBuilder, policy: Arc<Policy>) -> ClientBuilder {
+    // reqwest asks no resolver for a literal address and has no hook of its own for "may I connect".
+    // Its proxy hook, though, sees every URL it is about to connect for: a refused one is sent to a
+    // proxy of a name which only our resolver sees, and which it refuses with the reason.
+    let on_literal = policy.clone();
+    let literals = Proxy::custom(move |url| {
+        let ip = on_literal.refused_literal(url)?.to_bits();
+        Url::parse(&format!("http://{ip:032x}{NOWHERE}")).ok()
+    });
+    builder
+        .no_proxy()
+        .proxy(literals)
+        .dns_resolver(Arc::new(GuardedResolver(policy)))
+}
+
+/// Whose choice an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    ByUsers,
+    ByOperator,
+}
+
+/// A client that hands on what others send each other, as it is: no redirects, no decompression, and
+/// time for gigabytes in both directions. It is guarded unless the operator chose the addresses.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn relay_client(policy: &Policy, chosen: Chosen) -> Result<Client, NetError> {
+    // Counts from the request until its answer begins, uploads included. Peers that have vanished are
+    // found by keep-alive.
+    const SILENCE: Duration = Duration::from_secs(6 * 60 * 60);
+    build(policy.extra_ca(), || {
+        let builder = builder(Duration::from_secs(10), SILENCE)
+            .redirect(redirect::Policy::none())
+            .no_gzip();
+        match chosen {
+            Chosen::ByUsers => guard(builder, Arc::new(policy.clone())),
+            Chosen::ByOperator => builder.no_proxy(),
+        }
     })
 }
 

@@ -18,8 +18,8 @@ mod names;
 mod policy;
 
 pub use client::{
-    Limits, NetError, OperatorOptions, guarded_client, guarded_client_with, operator_client,
-    read_limited, refusal,
+    Chosen, Limits, NetError, OperatorOptions, guarded_client, guarded_client_with,
+    operator_client, read_limited, refusal, relay_client,
 };
 pub use dial::DialError;
 pub use hosts::{HostPattern, Hosts, NotAHost};

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use selfsame_engine::{
-    Engine, EngineConfig, ImagesConfig, SandboxConfig,
+    Engine, EngineConfig, FetchLimits, ImagesConfig, SandboxConfig, SearchConfig, Web, WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
 };
 use selfsame_model::{
@@ -47,6 +47,7 @@ pub async fn engine(
         models(&config.model),
         backend,
         door,
+        web(config)?,
         engine_config,
     ))
 }
@@ -213,6 +214,47 @@ pub fn policy(net: &Net) -> anyhow::Result<Policy> {
         .context("net.extra_ca_file")?
         .with_hosts(hosts.collect());
     Ok(policy)
+}
+
+/// Fetches and searches.
+///
+/// # Errors
+/// When the search backend lacks what it needs, or a client cannot be built.
+pub fn web(config: &Config) -> anyhow::Result<Web> {
+    let web = &config.web;
+    let search = match web.search_backend.0 {
+        None => None,
+        Some(backend) => {
+            let url = match (&web.search_url, backend.usual_address()) {
+                (Some(url), _) => url.clone(),
+                (None, Some(usual)) => usual.parse().context("web.search_url")?,
+                (None, None) => anyhow::bail!("web.search_url is needed for this search backend"),
+            };
+            anyhow::ensure!(
+                web.search_key.is_some() || !backend.needs_key(),
+                "web.search_key is needed for this search backend"
+            );
+            Some(SearchConfig {
+                backend,
+                url,
+                key: web.search_key.clone(),
+                results: web.search_results as usize,
+                timeout: Duration::from_secs(web.search_timeout_seconds),
+            })
+        }
+    };
+    let settings = WebConfig {
+        fetch: FetchLimits {
+            timeout: Duration::from_secs(web.fetch_timeout_seconds),
+            max_text_bytes: web.fetch_max_bytes,
+        },
+        search,
+    };
+    let operator = OperatorOptions {
+        extra_ca: extra_ca(&config.net)?,
+        ..OperatorOptions::default()
+    };
+    Web::new(settings, &policy(&config.net)?, &operator).context("the web tools")
 }
 
 fn extra_ca(net: &Net) -> anyhow::Result<Vec<Vec<u8>>> {

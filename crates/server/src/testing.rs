@@ -107,6 +107,7 @@ impl TestApp {
             models,
             Arc::new(NoSandboxes),
             door,
+            assembly::web(&config).unwrap(),
             settings,
         );
         let deployment = new_deployment();

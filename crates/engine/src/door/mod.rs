@@ -19,8 +19,8 @@
 //! readable 403 instead. A connection that cannot be made is reset, too.
 
 mod access;
-#[expect(dead_code, reason = "for the git service, which comes next")]
 mod authority;
+mod git;
 mod inspect;
 mod meter;
 mod offer;
@@ -33,6 +33,8 @@ use std::{sync::Arc, time::Duration};
 
 use selfsame_net::{DialError, Hosts, Policy, hosts::normal};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::timeout,
@@ -44,8 +46,10 @@ pub use authority::{Authority, AuthorityError};
 pub use offer::Offer;
 
 use self::{
+    git::Git,
     inspect::Inspector,
-    meter::{Ended, Meter},
+    meter::{Ended, Measured, Meter},
+    splice::Broken,
 };
 
 /// The name that programs inside reach the door itself by. It exists nowhere else.
@@ -86,8 +90,10 @@ pub struct RepositoryHost {
 /// The door cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    #[error("an HTTP client could not be made")]
+    #[error(transparent)]
     Client(#[from] selfsame_net::NetError),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
 }
 
 /// The way out of this server's sandboxes. Cheap to clone.
@@ -97,7 +103,8 @@ pub struct Door(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: DoorConfig,
-    authority: Authority,
+    certificate: String,
+    git: Git,
     connections: Semaphore,
 }
 
@@ -105,18 +112,18 @@ impl Door {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: DoorConfig, authority: Authority) -> Result<Self, DoorError> {
-        let connections = Semaphore::new(config.max_connections.max(1));
         Ok(Self(Arc::new(Inner {
+            certificate: authority.certificate().to_owned(),
+            git: Git::new(&config.policy, &config.repository_hosts, &authority)?,
+            connections: Semaphore::new(config.max_connections.max(1)),
             config,
-            authority,
-            connections,
         })))
     }
 
     /// What git inside must trust for the hosts of repositories, in PEM.
     #[must_use]
     pub fn certificate(&self) -> &str {
-        self.0.authority.certificate()
+        &self.0.certificate
     }
 
     /// Serves one attached sandbox until its stream is lost. What is still open then is reset.
@@ -176,36 +183,64 @@ impl Session {
             return;
         };
         let _open = self.meter.opened();
-        if let Err(reason) = self.may_reach(&access, &host) {
-            self.refuse(&access, offer, &reason).await;
+        if git::is_service(&host, port) {
+            let stream = self.meter.measure(offer.accept().await);
+            git::serve(&self, &access, stream).await;
             return;
         }
-        let tcp = match self.dial(&host, port).await {
-            Ok(tcp) => tcp,
-            Err(DialError::Refused(refused)) => {
-                self.refuse(&access, offer, &refused.to_string()).await;
-                return;
+        match self.open(&access, &host, port).await {
+            Ok(tcp) => {
+                let carried = self.meter.measure(offer.accept().await);
+                self.join(&access, &host, port, carried, tcp).await;
             }
-            Err(error) => {
-                self.meter.ended(Ended::Failed);
-                tracing::debug!(session = %access.session, host, port, %error, "unreachable");
-                offer.refuse(&error.to_string()).await;
-                return;
+            Err(Closed::Refused(reason)) if port == 80 => {
+                refuse::explain(offer.accept().await, &reason).await;
+            }
+            Err(Closed::Refused(reason) | Closed::Failed(reason)) => offer.refuse(&reason).await,
+        }
+    }
+
+    /// Connects, if the session may go there.
+    async fn open(&self, access: &Access, host: &str, port: u16) -> Result<TcpStream, Closed> {
+        let dialled = match self.may_reach(access, host) {
+            Ok(()) => self.dial(host, port).await,
+            Err(reason) => {
+                self.meter.refused(access, host, port, &reason);
+                return Err(Closed::Refused(reason));
             }
         };
-        let mut inspector =
-            Inspector::for_access(&access, &host, &self.door.0.config.package_hosts);
-        let mut carried = self.meter.measure(offer.accept().await);
-        let end = splice::splice(&mut carried, tcp, inspector.as_mut()).await;
-        match end {
-            Err(splice::Broken::Mismatch(mismatch)) => {
+        dialled.map_err(|error| {
+            let reason = error.to_string();
+            if let DialError::Refused(_) = error {
+                self.meter.refused(access, host, port, &reason);
+                return Closed::Refused(reason);
+            }
+            self.meter.ended(Ended::Failed);
+            tracing::debug!(session = %access.session, host, port, %error, "unreachable");
+            Closed::Failed(reason)
+        })
+    }
+
+    /// Carries an accepted connection to its end.
+    async fn join<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        access: &Arc<Access>,
+        host: &str,
+        port: u16,
+        mut carried: Measured<S>,
+        tcp: TcpStream,
+    ) {
+        let before = carried.written();
+        let mut inspector = Inspector::for_access(access, host, &self.door.0.config.package_hosts);
+        match splice::splice(&mut carried, tcp, inspector.as_mut()).await {
+            Err(Broken::Mismatch(mismatch)) => {
                 let reason = mismatch.to_string();
-                self.meter.refused(&access, &host, port, &reason);
-                if mismatch.is_http && carried.written() == 0 {
+                self.meter.refused(access, host, port, &reason);
+                if mismatch.is_http && carried.written() == before {
                     refuse::answer(carried, &reason).await;
                 }
             }
-            Err(splice::Broken::Io(error)) => {
+            Err(Broken::Io(error)) => {
                 self.meter.ended(Ended::Reset);
                 tracing::trace!(session = %access.session, host, port, %error, "reset");
             }
@@ -227,7 +262,7 @@ impl Session {
         access.judge(host, &self.door.0.config.package_hosts)
     }
 
-    async fn dial(&self, host: &str, port: u16) -> Result<tokio::net::TcpStream, DialError> {
+    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
         let lookup = Arc::clone(&self.lookups).acquire_owned();
         let permit = match timeout(PATIENCE, lookup).await {
             Ok(Ok(permit)) => permit,
@@ -235,14 +270,12 @@ impl Session {
         };
         self.door.0.config.policy.dial(host, port, permit).await
     }
+}
 
-    async fn refuse<O: Offer>(&self, access: &Access, offer: O, reason: &str) {
-        let (host, port) = (offer.host().to_owned(), offer.port());
-        self.meter.refused(access, &host, port, reason);
-        if port == 80 {
-            refuse::explain(offer.accept().await, reason).await;
-        } else {
-            offer.refuse(reason).await;
-        }
-    }
+/// Why there is no connection.
+enum Closed {
+    /// It must not be.
+    Refused(String),
+    /// It could not be made.
+    Failed(String),
 }

@@ -64,9 +64,10 @@ impl Machine {
                     };
                 }
             }
-            Payload::CustomResult { call, .. } | Payload::ToolResult { call, .. } => {
-                thread.calls.retain(|c| c.id != *call);
-                thread.due |= thread.calls.is_empty();
+            Payload::CustomResult { call, .. } => answered(thread, *call),
+            Payload::ToolResult { call, searches, .. } => {
+                thread.usage.web_search_requests += i64::from(*searches);
+                answered(thread, *call);
             }
             Payload::ToolUse {
                 permission, serial, ..
@@ -152,6 +153,11 @@ impl Machine {
             | Payload::SessionTerminated => {}
         }
     }
+}
+
+fn answered(thread: &mut super::Thread, call: EventId) {
+    thread.calls.retain(|c| c.id != call);
+    thread.due |= thread.calls.is_empty();
 }
 
 fn stop_clock(thread: &mut super::Thread, at: Timestamp) {

@@ -19,6 +19,9 @@ pub struct ModelUsage {
     pub ephemeral_5m_input_tokens: i64,
     #[serde(default)]
     pub ephemeral_1h_input_tokens: i64,
+    /// Not of the model, but counted with it.
+    #[serde(default)]
+    pub web_search_requests: i64,
 }
 
 impl ModelUsage {
@@ -29,6 +32,7 @@ impl ModelUsage {
         self.cache_read_input_tokens += other.cache_read_input_tokens;
         self.ephemeral_5m_input_tokens += other.ephemeral_5m_input_tokens;
         self.ephemeral_1h_input_tokens += other.ephemeral_1h_input_tokens;
+        self.web_search_requests += other.web_search_requests;
     }
 }
 
@@ -159,6 +163,7 @@ pub enum Payload {
         call: EventId,
         content: Box<RawValue>,
         is_error: bool,
+        searches: u32,
     },
 
     Error {
@@ -226,6 +231,17 @@ pub struct Private {
     /// Cache tokens by time to live, which the public usage does not tell apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<(i64, i64)>,
+    /// Searches of the web that a call took.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub searches: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Private {
@@ -313,6 +329,7 @@ impl Payload {
                 call,
                 content,
                 is_error,
+                ..
             } => {
                 #[derive(Serialize)]
                 struct Fields<'a> {
@@ -398,6 +415,11 @@ impl Payload {
             .text(),
             Self::CustomToolUse { model_id, .. } => Private {
                 model_id: Some(model_id.clone()),
+                ..Private::default()
+            }
+            .text(),
+            Self::ToolResult { searches, .. } => Private {
+                searches: *searches,
                 ..Private::default()
             }
             .text(),

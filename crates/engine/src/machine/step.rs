@@ -212,6 +212,7 @@ impl<'a> Step<'a> {
                 call,
                 content,
                 is_error,
+                searches: 0,
             },
         );
     }

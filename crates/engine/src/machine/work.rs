@@ -80,6 +80,8 @@ pub struct Failure {
 pub struct CallResult {
     pub content: Box<RawValue>,
     pub is_error: bool,
+    /// Searches of the web that it took, which are counted.
+    pub searches: u32,
 }
 
 impl Step<'_> {
@@ -255,18 +257,27 @@ impl Step<'_> {
             t.status == Status::Running && t.calls.iter().any(|c| c.id == call && c.is_runnable())
         });
         if wanted {
-            let CallResult { content, is_error } = result;
-            self.emit(
-                thread,
-                &Payload::ToolResult {
-                    call,
-                    content,
-                    is_error,
-                },
-            );
+            self.call_result(thread, call, result);
             self.settle(thread);
         }
         wanted
+    }
+
+    fn call_result(&mut self, thread: ThreadId, call: EventId, result: CallResult) {
+        let CallResult {
+            content,
+            is_error,
+            searches,
+        } = result;
+        self.emit(
+            thread,
+            &Payload::ToolResult {
+                call,
+                content,
+                is_error,
+                searches,
+            },
+        );
     }
 
     /// Carries out an accepted interrupt once nothing is in flight any more. Results of calls that
@@ -291,16 +302,8 @@ impl Step<'_> {
             self.end_span(thread, span, ModelUsage::default());
         }
         for (call, result) in results {
-            let CallResult { content, is_error } = result;
             if calls.iter().any(|(id, _)| *id == call) {
-                self.emit(
-                    thread,
-                    &Payload::ToolResult {
-                        call,
-                        content,
-                        is_error,
-                    },
-                );
+                self.call_result(thread, call, result);
             }
         }
         let left: Vec<_> = self

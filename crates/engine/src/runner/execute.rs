@@ -130,5 +130,6 @@ fn convert(result: selfsame_sandbox::CallResult) -> CallResult {
     CallResult {
         content: to_raw_value(&blocks).expect("blocks serialize"),
         is_error: result.is_error,
+        searches: 0,
     }
 }

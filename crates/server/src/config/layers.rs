@@ -11,7 +11,13 @@ use toml::{Table, Value};
 use super::{Config, DEFAULTS};
 
 /// Keys that are never shown. `database.url` is shown without its password.
-const SECRETS: [&str; 3] = ["auth.key", "model.api_key", "secrets.master_key"];
+const SECRETS: [&str; 5] = [
+    "auth.key",
+    "model.api_key",
+    "files.secret_access_key",
+    "web.search_key",
+    "secrets.master_key",
+];
 const ENV_PREFIX: &str = "SELFSAME__";
 
 /// Everything that has a say.
@@ -373,13 +379,22 @@ mod tests {
                 ),
                 ("ANTHROPIC_API_KEY", "sk-very-secret"),
                 ("SELFSAME__AUTH__KEY", "a-key-of-more-than-16"),
+                ("SELFSAME__WEB__SEARCH_KEY", "search-secret"),
+                ("SELFSAME__FILES__SECRET_ACCESS_KEY", "bucket-secret"),
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec(),
             ..Sources::default()
         };
         let text = print(&sources).unwrap();
-        for secret in ["pass@", "too", "sk-very", "a-key"] {
+        for secret in [
+            "pass@",
+            "too",
+            "sk-very",
+            "a-key",
+            "search-secret",
+            "bucket-secret",
+        ] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
         assert!(text.contains("postgres://me:********@host/db?password=********&x=1"));

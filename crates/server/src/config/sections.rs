@@ -7,6 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use secrecy::SecretString;
+use selfsame_engine::SearchBackend;
 use selfsame_net::{HostPattern, Hosts};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use url::Url;
@@ -24,6 +25,7 @@ pub struct Config {
     pub lease: Lease,
     pub net: Net,
     pub repositories: Repositories,
+    pub web: Web,
     pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
@@ -259,6 +261,47 @@ pub struct Upstream {
     pub host: String,
     #[serde(deserialize_with = "url")]
     pub url: Url,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Web {
+    pub search_backend: Search,
+    #[serde(deserialize_with = "empty_is_none")]
+    pub search_url: Option<Url>,
+    #[serde(deserialize_with = "empty_is_no_secret")]
+    pub search_key: Option<SecretString>,
+    #[serde(deserialize_with = "positive")]
+    pub search_results: u32,
+    #[serde(deserialize_with = "positive")]
+    pub search_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub fetch_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub fetch_max_bytes: usize,
+}
+
+/// Whom `web_search` asks, if anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Search(pub Option<SearchBackend>);
+
+impl TryFrom<String> for Search {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(Self(Some(match text.as_str() {
+            "" => return Ok(Self(None)),
+            "searxng" => SearchBackend::Searxng,
+            "brave" => SearchBackend::Brave,
+            "tavily" => SearchBackend::Tavily,
+            _ => {
+                return Err(format!(
+                    "`{text}` is none of \"searxng\", \"brave\", \"tavily\""
+                ));
+            }
+        })))
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -266,6 +266,7 @@ pub(super) fn result(text: &str) -> CallResult {
     CallResult {
         content: raw(&json!([{"type": "text", "text": text}])),
         is_error: false,
+        searches: 0,
     }
 }
 
@@ -455,6 +456,7 @@ fn parse(stored: &Stored) -> Payload {
             call: id("tool_use_id"),
             content: exact.content.unwrap(),
             is_error: body["is_error"].as_bool().unwrap(),
+            searches: private.searches,
         },
         EventType::SessionError => Payload::Error {
             error_type: serde_json::from_value(body["error"]["type"].clone()).unwrap(),
@@ -498,6 +500,7 @@ fn parse(stored: &Stored) -> Payload {
                     cache_read_input_tokens: tokens("cache_read_input_tokens"),
                     ephemeral_5m_input_tokens: five_minutes,
                     ephemeral_1h_input_tokens: hour,
+                    web_search_requests: 0,
                 },
                 again: private.again,
                 sequel: private.sequel.unwrap(),

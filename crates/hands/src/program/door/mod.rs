@@ -26,7 +26,7 @@ use std::{
 };
 
 use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType},
+    net::{AddressFamily, SocketFlags, SocketType, sockopt},
     thread::{CapabilitySet, CapabilitySets},
 };
 use selfsame_hands::{mux::Opener, wire::DoorState};
@@ -47,6 +47,8 @@ const GIVEN_UP: [CapabilitySet; 3] = [
     // The last, because giving up takes it.
     CapabilitySet::SETPCAP,
 ];
+/// What waits in the kernel for a program to read it, in bytes of one connection.
+const SEND_BUFFER: usize = 256 << 10;
 /// Connections that have been made and not been taken up yet.
 const BACKLOG: i32 = 1024;
 /// The file system, when it is the sandbox's own and not somebody's machine.
@@ -137,6 +139,8 @@ fn listen(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         None,
     )?;
+    // The kernel would hold megabytes for each program that does not read.
+    sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
     rustix::net::bind(&socket, &SocketAddrV4::new(address, port))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket.into())

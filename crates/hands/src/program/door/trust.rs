@@ -5,7 +5,7 @@
 //! that the environment names to programs which bring authorities of their own.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -35,6 +35,8 @@ const SOURCES: [&str; 3] = [
     "etc/pki/trust/anchors",
 ];
 const SOURCE_PREFIX: &str = "selfsame-";
+const FIRST_LINE: &str = "-----BEGIN CERTIFICATE-----";
+const LAST_LINE: &str = "-----END CERTIFICATE-----";
 const BEGIN: &str = "# Added by Selfsame: begin\n";
 const END: &str = "# Added by Selfsame: end\n";
 /// Variables by which programs are told of a bundle.
@@ -86,10 +88,11 @@ impl Trust {
             .collect();
         bundles.sort();
         bundles.dedup();
+        let earlier = self.earlier();
         let mut system = String::new();
         for path in &bundles {
             let Ok(bundle) = read(path) else { continue };
-            let own = without_added(&bundle);
+            let own = without_added(&bundle, &earlier);
             if own.len() > system.len() {
                 system.clone_from(&own);
             }
@@ -111,6 +114,18 @@ impl Trust {
         }
         create_parent(&bundle)?;
         replace(&bundle, &with_added(&system, &added))
+    }
+
+    /// What the tools were given earlier. They have put it into the bundles in their own way.
+    fn earlier(&self) -> Vec<String> {
+        let directories = SOURCES.iter().map(|directory| self.root.join(directory));
+        directories
+            .filter_map(|directory| fs::read_dir(directory).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter(|entry| is_source(&entry.file_name()))
+            .filter_map(|entry| read(&entry.path()).ok())
+            .filter(|content| content.starts_with(FIRST_LINE))
+            .collect()
     }
 
     /// One file per certificate, as the tools want it. They are a convenience: an image that the
@@ -159,21 +174,24 @@ impl Trust {
     }
 }
 
+fn is_source(name: &OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(SOURCE_PREFIX.as_bytes())
+}
+
 /// The certificates in `pem`, each with a line end behind it. Comments between them are left out.
 fn certificates(pem: &str) -> io::Result<Vec<String>> {
-    const FIRST: &str = "-----BEGIN CERTIFICATE-----";
-    const LAST: &str = "-----END CERTIFICATE-----";
     let mut found = Vec::new();
     let mut rest = pem;
-    while let Some(start) = rest.find(FIRST) {
+    while let Some(start) = rest.find(FIRST_LINE) {
         let from = &rest[start..];
-        let Some(end) = from.find(LAST) else {
+        let Some(end) = from.find(LAST_LINE) else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "a certificate has no end",
             ));
         };
-        let end = end + LAST.len();
+        let end = end + LAST_LINE.len();
         found.push(format!("{}\n", from[..end].replace("\r\n", "\n")));
         rest = &from[end..];
     }
@@ -198,13 +216,17 @@ fn with_added(own: &str, added: &[String]) -> String {
     format!("{own}{separator}{BEGIN}{}{END}", added.concat())
 }
 
-fn without_added(bundle: &str) -> String {
-    match (bundle.find(BEGIN), bundle.rfind(END)) {
+fn without_added(bundle: &str, earlier: &[String]) -> String {
+    let mut own = match (bundle.find(BEGIN), bundle.rfind(END)) {
         (Some(begin), Some(end)) if begin < end => {
             format!("{}{}", &bundle[..begin], &bundle[end + END.len()..])
         }
         _ => bundle.to_owned(),
+    };
+    for certificate in earlier {
+        own = own.replace(certificate, "");
     }
+    own
 }
 
 /// Reads a regular file that is not too long. Nothing else can make the hands wait.
