@@ -19,7 +19,8 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{
-        agents, environments, events, models, operations, resources, sessions, streams, threads,
+        agents, environments, events, files, models, operations, resources, sessions, streams,
+        threads,
     },
     middleware, openapi, unread,
 };
@@ -55,6 +56,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(threads::archive))
         .routes(routes!(threads::events))
         .routes(routes!(streams::thread))
+        .routes(routes!(files::create, files::list))
+        .routes(routes!(files::get, files::delete))
+        .routes(routes!(files::content))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -102,8 +106,7 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 12] = [
-    ("files", "files"),
+const NOT_OFFERED: [(&str, &str); 11] = [
     ("skills", "skills"),
     ("vaults", "vaults"),
     ("memory_stores", "memory stores"),
@@ -148,7 +151,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         for (path, what) in [
-            ("/v1/files", Some("files")),
+            ("/v1/webhooks", Some("webhooks")),
             ("/v1/skills/skill_01/versions", Some("skills")),
             (
                 "/v1/environments/env_01/work/poll",

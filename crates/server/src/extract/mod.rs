@@ -1,11 +1,13 @@
 //! Extractors whose every rejection is the API's error envelope.
 
 mod json;
+mod multipart;
 mod path;
 mod query;
 
 pub use json::Json;
 pub(crate) use json::json_response;
+pub(crate) use multipart::{Multipart, refusal};
 pub use path::Path;
 pub use query::{NoQuery, Query};
 
