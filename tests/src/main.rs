@@ -3,7 +3,7 @@
 mod client;
 mod crash;
 mod lifecycle;
-mod repositories;
+//mod repositories;
 mod sandboxes;
 mod servers;
 mod stream;

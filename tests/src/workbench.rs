@@ -157,7 +157,7 @@ async fn changed_outputs_replace_and_deleted_ones_stay() -> Result<()> {
         client
             .say(
                 &session,
-                &format!("!bash cd ../mnt/session/outputs && {command}"),
+                &format!("!bash (cd ../mnt/session/outputs && {command})"),
             )
             .await?;
         settled(&server, &session).await?;
