@@ -190,7 +190,7 @@ fn admit(app: &App, principal: &Principal, request: &Request) -> Result<(), ApiE
     }
     if app.config.server.require_beta_header
         && needs_beta(request.uri().path())
-        && !has_beta(request.headers())
+        && !lists_beta(request.headers(), BETA)
     {
         return Err(ApiError::new(
             ErrorKind::NotFound,
@@ -207,13 +207,13 @@ fn needs_beta(path: &str) -> bool {
     matches!(resource, Some("agents" | "environments" | "sessions"))
 }
 
-/// Whether one of the header's lines lists our name. Other names are none of our business.
-fn has_beta(headers: &HeaderMap) -> bool {
+/// Whether one of the header's lines lists this name. Other names are none of our business.
+pub(crate) fn lists_beta(headers: &HeaderMap, wanted: &str) -> bool {
     headers
         .get_all("anthropic-beta")
         .iter()
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|name| name.trim_ascii() == BETA.as_bytes())
+        .any(|name| name.trim_ascii() == wanted.as_bytes())
 }
 
 #[cfg(test)]
@@ -227,7 +227,7 @@ mod tests {
             for line in lines {
                 headers.append("anthropic-beta", HeaderValue::from_bytes(line).unwrap());
             }
-            has_beta(&headers)
+            lists_beta(&headers, BETA)
         };
         assert!(has(&[BETA.as_bytes()]));
         assert!(has(&[b"foo-2026-01-01, managed-agents-2026-04-01 ,x"]));

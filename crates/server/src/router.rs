@@ -19,7 +19,8 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{
-        agents, environments, events, models, operations, resources, sessions, streams, threads,
+        agents, environments, events, models, operations, resources, sessions, skills, streams,
+        threads,
     },
     middleware, openapi, unread,
 };
@@ -55,6 +56,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(threads::archive))
         .routes(routes!(threads::events))
         .routes(routes!(streams::thread))
+        .routes(routes!(skills::create, skills::list))
+        .routes(routes!(skills::get, skills::delete))
+        .routes(routes!(skills::versions::create, skills::versions::list))
+        .routes(routes!(skills::versions::get, skills::versions::delete))
+        .routes(routes!(skills::versions::content))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -102,9 +108,8 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 12] = [
+const NOT_OFFERED: [(&str, &str); 11] = [
     ("files", "files"),
-    ("skills", "skills"),
     ("vaults", "vaults"),
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
@@ -149,7 +154,7 @@ mod tests {
     fn what_is_missing_is_named() {
         for (path, what) in [
             ("/v1/files", Some("files")),
-            ("/v1/skills/skill_01/versions", Some("skills")),
+            ("/v1/vaults/vlt_01/credentials", Some("vaults")),
             (
                 "/v1/environments/env_01/work/poll",
                 Some("self-hosted workers"),

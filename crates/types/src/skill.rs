@@ -271,6 +271,17 @@ pub struct SkillPage<T> {
     pub next_page: Option<String>,
 }
 
+impl<T> SkillPage<T> {
+    #[must_use]
+    pub fn new(data: Vec<T>, next_page: Option<String>, generation: Generation) -> Self {
+        Self {
+            data,
+            has_more: (generation == Generation::Legacy).then_some(next_page.is_some()),
+            next_page,
+        }
+    }
+}
+
 impl SkillRecord {
     /// `None`: the present generation has no such skill, since it has no version.
     #[must_use]
@@ -430,44 +441,52 @@ mod tests {
             description: "Reads tables.".to_owned(),
             created_at: at,
         };
-        insta::assert_json_snapshot!(skill.clone().view(Generation::Current), @r#"{
-  "type": "skill",
-  "id": "skill_011111111111111111111112",
-  "display_name": "Tables",
-  "latest_version_id": "skver_011111111111111111111113",
-  "source": {
-    "type": "custom"
-  },
-  "created_at": "2025-09-29T20:33:30.641129Z",
-  "updated_at": "2025-09-29T20:33:30.641129Z"
-}"#);
-        insta::assert_json_snapshot!(skill.clone().view(Generation::Legacy), @r#"{
-  "type": "skill",
-  "id": "skill_011111111111111111111112",
-  "display_title": "Tables",
-  "latest_version": "1759178010641129",
-  "source": "custom",
-  "created_at": "2025-09-29T20:33:30.641129Z",
-  "updated_at": "2025-09-29T20:33:30.641129Z"
-}"#);
-        insta::assert_json_snapshot!(record.clone().view(Generation::Current), @r#"{
-  "type": "skill_version",
-  "id": "skver_011111111111111111111113",
-  "skill_id": "skill_011111111111111111111112",
-  "name": "tables",
-  "description": "Reads tables.",
-  "created_at": "2025-09-29T20:33:30.641129Z"
-}"#);
-        insta::assert_json_snapshot!(record.clone().view(Generation::Legacy), @r#"{
-  "type": "skill_version",
-  "id": "skillver_011111111111111111111113",
-  "skill_id": "skill_011111111111111111111112",
-  "version": "1759178010641129",
-  "name": "tables",
-  "description": "Reads tables.",
-  "directory": "tables",
-  "created_at": "2025-09-29T20:33:30.641129Z"
-}"#);
+        insta::assert_json_snapshot!(skill.clone().view(Generation::Current), @r#"
+        {
+          "type": "skill",
+          "id": "skill_011111111111111111111112",
+          "display_name": "Tables",
+          "latest_version_id": "skver_011111111111111111111113",
+          "source": {
+            "type": "custom"
+          },
+          "created_at": "2025-09-29T20:33:30.641129Z",
+          "updated_at": "2025-09-29T20:33:30.641129Z"
+        }
+        "#);
+        insta::assert_json_snapshot!(skill.clone().view(Generation::Legacy), @r#"
+        {
+          "type": "skill",
+          "id": "skill_011111111111111111111112",
+          "display_title": "Tables",
+          "latest_version": "1759178010641129",
+          "source": "custom",
+          "created_at": "2025-09-29T20:33:30.641129Z",
+          "updated_at": "2025-09-29T20:33:30.641129Z"
+        }
+        "#);
+        insta::assert_json_snapshot!(record.clone().view(Generation::Current), @r#"
+        {
+          "type": "skill_version",
+          "id": "skver_011111111111111111111113",
+          "skill_id": "skill_011111111111111111111112",
+          "name": "tables",
+          "description": "Reads tables.",
+          "created_at": "2025-09-29T20:33:30.641129Z"
+        }
+        "#);
+        insta::assert_json_snapshot!(record.clone().view(Generation::Legacy), @r#"
+        {
+          "type": "skill_version",
+          "id": "skillver_011111111111111111111113",
+          "skill_id": "skill_011111111111111111111112",
+          "version": "1759178010641129",
+          "name": "tables",
+          "description": "Reads tables.",
+          "directory": "tables",
+          "created_at": "2025-09-29T20:33:30.641129Z"
+        }
+        "#);
         let empty = SkillRecord {
             latest: None,
             ..skill

@@ -1,9 +1,11 @@
 //! Extractors whose every rejection is the API's error envelope.
 
+mod form;
 mod json;
 mod path;
 mod query;
 
+pub use form::Form;
 pub use json::Json;
 pub(crate) use json::json_response;
 pub use path::Path;
