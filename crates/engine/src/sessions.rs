@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use selfsame_store::{
     Actor, AddError, AppendError, Appended, Change, Cold, End, EventQuery, FirstState, Guard, Head,
-    LeaseChange, NewSession, Row, SessionRecord, StoreError,
+    LeaseChange, NewSession, Row, SessionRecord, SkillMount, StoreError,
 };
 use selfsame_types::{
     ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
@@ -48,6 +48,8 @@ pub struct NewSessionRequest {
     pub metadata: String,
     pub resources: Vec<NewResource>,
     pub events: Vec<InboundEvent>,
+    /// What the agent's skills were resolved to, in their order.
+    pub skills: Vec<SkillMount>,
     pub actor: Actor,
 }
 
@@ -107,7 +109,9 @@ impl Engine {
             &inner.models,
         ));
         // What has to be mounted first keeps the first request waiting.
-        let equipped = !request.resources.is_empty() || has_packages(&environment);
+        let equipped = !request.resources.is_empty()
+            || !request.skills.is_empty()
+            || has_packages(&environment);
         let names: Vec<_> = request.resources.iter().map(file_id).collect();
         let (workspace, at) = (request.workspace, request.created_at);
         let resources = resources::rows(&inner.store, workspace, request.resources, at).await?;
@@ -153,6 +157,7 @@ impl Engine {
             thread_agent: text(&request.agent.thread_agent()),
             equipped,
             resources,
+            skills: request.skills,
         };
         let created = inner
             .store

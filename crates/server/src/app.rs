@@ -7,10 +7,14 @@ use rand::RngExt as _;
 use selfsame_engine::Engine;
 use selfsame_store::{Actor, Deployment, KeyKind, NewKey, Scope, Store, TokenHash};
 use selfsame_types::{KeyId, OrganizationId, WorkspaceId};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{auth::KeyCache, config::Config, limits::Limits};
+
+/// Most uploads of skills that are unpacked at a time; further ones wait.
+const PACKING: usize = 2;
 
 /// The server's parts, shared by all requests. Handlers take it as `State(app): State<Arc<App>>`.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct App {
     pub deployment: Deployment,
     /// Cancelled when the server drains: long-lived responses end themselves then.
     pub shutdown: CancellationToken,
+    /// Uploads of skills being unpacked: each takes tens of megabytes and a thread.
+    pub(crate) packing: Semaphore,
     pub(crate) keys: KeyCache,
     pub(crate) limits: Option<Limits>,
     /// `anthropic-organization-id`, ready to send.
@@ -40,6 +46,7 @@ impl App {
         let organization_header = HeaderValue::try_from(deployment.organization.0.to_string())
             .expect("a UUID is a valid header value");
         Arc::new(Self {
+            packing: Semaphore::new(PACKING),
             keys: KeyCache::new(),
             limits: Limits::from_config(&config.limits),
             config,

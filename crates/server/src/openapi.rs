@@ -1,6 +1,6 @@
 //! The OpenAPI document: what the handlers declare, and what is the same for all of them.
 
-use selfsame_types::ErrorKind;
+use selfsame_types::{ErrorKind, skill::LEGACY_SKILLS_BETA};
 use utoipa::{
     Modify, OpenApi, PartialSchema as _, ToSchema,
     openapi::{
@@ -42,6 +42,23 @@ pub struct ErrorDetails {
     /// A name for programs to match.
     error_code: String,
 }
+
+/// Bytes as they are: an uploaded file, a download.
+#[derive(Debug)]
+pub struct Binary;
+
+impl utoipa::PartialSchema for Binary {
+    fn schema() -> RefOr<openapi::Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(openapi::SchemaFormat::KnownFormat(
+                openapi::KnownFormat::Binary,
+            )))
+            .into()
+    }
+}
+
+impl ToSchema for Binary {}
 
 /// What the router starts from.
 #[derive(Debug, OpenApi)]
@@ -105,6 +122,11 @@ pub(crate) fn complete(document: &mut openapi::OpenApi) {
             if managed {
                 add_beta(operation);
             }
+            for (prefix, name) in OLDER {
+                if path.starts_with(prefix) {
+                    add_older(operation, name);
+                }
+            }
             let mut kinds = vec![
                 ErrorKind::InvalidRequest,
                 ErrorKind::Authentication,
@@ -135,6 +157,28 @@ pub(crate) fn complete(document: &mut openapi::OpenApi) {
             }
         }
     }
+}
+
+/// Paths that know an older generation of clients, and how such a client shows itself.
+const OLDER: [(&str, &str); 1] = [("/v1/skills", LEGACY_SKILLS_BETA)];
+
+fn add_older(operation: &mut Operation, name: &str) {
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some([name]));
+    let parameter = ParameterBuilder::new()
+        .name("anthropic-beta")
+        .parameter_in(ParameterIn::Header)
+        .required(openapi::Required::False)
+        .description(Some(
+            "A list, separated by commas; with this name in it the response has its older shape",
+        ))
+        .schema(Some(schema))
+        .build();
+    operation
+        .parameters
+        .get_or_insert_default()
+        .push(parameter.into());
 }
 
 fn add_beta(operation: &mut Operation) {

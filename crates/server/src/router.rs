@@ -19,8 +19,8 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{
-        agents, environments, events, files, models, operations, resources, sessions, streams,
-        threads,
+        agents, environments, events, files, models, operations, resources, sessions, skills,
+        streams, threads,
     },
     middleware, openapi, unread,
 };
@@ -59,6 +59,11 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(files::create, files::list))
         .routes(routes!(files::get, files::delete))
         .routes(routes!(files::content))
+        .routes(routes!(skills::create, skills::list))
+        .routes(routes!(skills::get, skills::delete))
+        .routes(routes!(skills::versions::create, skills::versions::list))
+        .routes(routes!(skills::versions::get, skills::versions::delete))
+        .routes(routes!(skills::versions::content))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -106,8 +111,7 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 11] = [
-    ("skills", "skills"),
+const NOT_OFFERED: [(&str, &str); 10] = [
     ("vaults", "vaults"),
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
@@ -152,7 +156,7 @@ mod tests {
     fn what_is_missing_is_named() {
         for (path, what) in [
             ("/v1/webhooks", Some("webhooks")),
-            ("/v1/skills/skill_01/versions", Some("skills")),
+            ("/v1/vaults/vlt_01/credentials", Some("vaults")),
             (
                 "/v1/environments/env_01/work/poll",
                 Some("self-hosted workers"),

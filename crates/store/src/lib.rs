@@ -20,6 +20,7 @@ mod sandboxes;
 mod seal;
 mod session_create;
 mod sessions;
+mod skills;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -42,8 +43,12 @@ pub use resources::{
 };
 pub use sandboxes::SandboxRecord;
 pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
-pub use session_create::{Created, FirstState, NewSession, SessionParts};
+pub use session_create::{Created, FirstState, NewSession, SESSION_SKILL_BLOB_KEY, SessionParts};
 pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
+pub use skills::{
+    NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
+    SkillMount, SkillRefusal,
+};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

@@ -8,7 +8,7 @@ use selfsame_types::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Actor, Audit, SealError, Sealed, Store, StoreError, files, keys::audit};
+use crate::{Actor, Audit, SealError, Sealed, SkillMount, Store, StoreError, files, keys::audit};
 
 /// A resource to be: what the API shows of it is made already.
 #[derive(Debug, Clone)]
@@ -78,15 +78,6 @@ impl From<sqlx::Error> for AddError {
             _ => Self::Store(error),
         }
     }
-}
-
-/// A skill as a session has it.
-#[derive(Debug, Clone)]
-pub struct SkillMount {
-    pub version_id: ResourceId,
-    pub name: String,
-    pub description: String,
-    pub blob_id: BlobId,
 }
 
 /// Everything that a session's sandbox is fitted out with.
@@ -455,6 +446,11 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(None) };
+        let skills = if row.equipped {
+            self.session_skills(session).await?
+        } else {
+            Vec::new()
+        };
         let resources = if row.equipped {
             sqlx::query_as!(
                 ResourceRow,
@@ -481,7 +477,7 @@ impl Store {
             environment: row.environment,
             resources,
             findings: row.findings,
-            skills: Vec::new(),
+            skills,
         }))
     }
 

@@ -8,10 +8,13 @@ use selfsame_types::{
 use sqlx::PgExecutor;
 
 use crate::{
-    AddError, NewResource, Row, SessionRecord, Store, StoreError, agents, environments,
+    AddError, NewResource, Row, SessionRecord, SkillMount, Store, StoreError, agents, environments,
     log::{Columns, render_rows},
-    resources, time,
+    resources, skills, time,
 };
+
+/// The constraint that breaks when a skill's archive went while a session was being created with it.
+pub const SESSION_SKILL_BLOB_KEY: &str = "session_skills_blob_id_fkey";
 
 /// What a session is made of, and when it was looked up.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub struct NewSession {
     /// Something has to be made ready before its model is asked.
     pub equipped: bool,
     pub resources: Vec<NewResource>,
+    /// What it keeps of its agent's skills, in their order.
+    pub skills: Vec<SkillMount>,
 }
 
 /// The hot half of a new session.
@@ -166,7 +171,7 @@ impl Store {
         let rows = render_rows(&first.events, 0, new.created_at);
         let mut shown = Vec::with_capacity(new.resources.len());
         // Most sessions have nothing beside them and are one statement.
-        if new.resources.is_empty() {
+        if new.resources.is_empty() && new.skills.is_empty() {
             if !insert_session(&self.pool, &new, &first, &rows).await? {
                 return Ok(None);
             }
@@ -181,6 +186,7 @@ impl Store {
                         .await?,
                 );
             }
+            skills::keep(&mut tx, new.id, &new.skills).await?;
             tx.commit().await?;
         }
         let record = SessionRecord {

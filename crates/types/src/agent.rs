@@ -310,11 +310,6 @@ impl AgentSpec {
                  `mcp_toolset`",
             ));
         }
-        if !self.skills.is_empty() {
-            return Err(ApiError::not_implemented(
-                "skills: this server does not offer skills yet; remove `skills`",
-            ));
-        }
         Ok(())
     }
 

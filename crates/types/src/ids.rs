@@ -131,6 +131,10 @@ ids! {
     FileId = "file";
     /// The content of files and the like. Never part of the public API.
     BlobId = "blob";
+    SkillId = "skill";
+    SkillVersionId = "skver";
+    /// The same id as the older generation of the skills API writes it.
+    LegacySkillVersionId = "skillver";
     VaultId = "vlt";
     MemoryStoreId = "memstore";
     /// One server process. Never part of the public API.

@@ -19,6 +19,7 @@ pub mod multiagent;
 pub mod page;
 pub mod patch;
 pub mod session;
+pub mod skill;
 pub mod thread;
 pub mod time;
 pub mod tool;
@@ -48,6 +49,8 @@ mod tests {
         crate::session::CreateSession,
         crate::session::Session,
         crate::session::UpdateSession,
+        crate::skill::SkillVersionView,
+        crate::skill::SkillView,
         crate::thread::Thread,
     )))]
     struct Document;

@@ -134,8 +134,10 @@ mod tests {
                 path: "/workspace/r/.claude/skills/x\n- z/SKILL.md".to_owned(),
             },
         ];
-        insta::assert_snapshot!(announcement(&skills).unwrap(), @r#"Skills are folders of instructions and resources for particular tasks. When a task matches the description of a skill, read its file before you begin, and the files that it refers to as you need them; paths in it are relative to its folder.
-- tables: Reads tables. Always. (/workspace/skills/tables/SKILL.md)
-- x: y (/workspace/r/.claude/skills/x - z/SKILL.md)"#);
+        insta::assert_snapshot!(announcement(&skills).unwrap(), @r#"
+        Skills are folders of instructions and resources for particular tasks. When a task matches the description of a skill, read its file before you begin, and the files that it refers to as you need them; paths in it are relative to its folder.
+        - tables: Reads tables. Always. (/workspace/skills/tables/SKILL.md)
+        - x: y (/workspace/r/.claude/skills/x - z/SKILL.md)
+        "#);
     }
 }

@@ -4,5 +4,6 @@
 mod confined;
 mod harness;
 mod load;
+mod ports;
 mod reach;
 mod trust;

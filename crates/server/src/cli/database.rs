@@ -4,7 +4,7 @@ use std::{ffi::OsStr, path::Path};
 
 use anyhow::Context as _;
 use secrecy::ExposeSecret as _;
-use selfsame_store::Store;
+use selfsame_store::{Deployment, Store};
 
 use super::Context;
 use crate::postgres::{Options, Postgres};
@@ -70,16 +70,20 @@ impl Database {
     }
 
     /// For a command: makes sure that there is a deployment to manage.
-    pub(super) async fn bootstrap(&self, data_dir: &Path, context: &Context) -> anyhow::Result<()> {
+    pub(super) async fn bootstrap(
+        &self,
+        data_dir: &Path,
+        context: &Context,
+    ) -> anyhow::Result<Deployment> {
         let fixed = context.config.auth.key.as_ref();
-        let (_, first) = crate::bootstrap::bootstrap(&self.store, data_dir, fixed).await?;
+        let (deployment, first) = crate::bootstrap::bootstrap(&self.store, data_dir, fixed).await?;
         if let Some(first) = first {
             eprintln!(
                 "This database is new: its first key is in {}",
                 first.file.display()
             );
         }
-        Ok(())
+        Ok(deployment)
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn run(context: Context, command: Command) -> anyhow::Result<()
     make_data_dir(data_dir)?;
     let database = Database::visit(&context).await?;
     let done = match database.bootstrap(data_dir, &context).await {
-        Ok(()) => execute(&database.store, command).await,
+        Ok(_) => execute(&database.store, command).await,
         Err(error) => Err(error),
     };
     database.close().await;

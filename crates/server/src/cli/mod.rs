@@ -6,6 +6,7 @@ mod database;
 mod keys;
 mod mock;
 mod serve;
+mod skills;
 mod workspaces;
 
 use std::path::PathBuf;
@@ -52,6 +53,9 @@ enum Command {
     /// Manages workspaces
     #[command(subcommand)]
     Workspaces(workspaces::Command),
+    /// Manages the skills that every workspace sees, such as `xlsx`
+    #[command(subcommand)]
+    Skills(skills::Command),
     /// Runs a scripted model, to try agents and clients without a key
     Mock {
         /// Address and port
@@ -97,6 +101,10 @@ pub fn main() -> anyhow::Result<()> {
         }
         Command::Mock { listen } => run(mock::run(listen)),
         Command::Keys(command) => run(keys::run(Context::quiet(&sources, &environment)?, command)),
+        Command::Skills(command) => run(skills::run(
+            Context::quiet(&sources, &environment)?,
+            command,
+        )),
         Command::Workspaces(command) => run(workspaces::run(
             Context::quiet(&sources, &environment)?,
             command,

@@ -1,10 +1,12 @@
 //! Extractors whose every rejection is the API's error envelope.
 
+mod form;
 mod json;
 mod multipart;
 mod path;
 mod query;
 
+pub use form::Form;
 pub use json::Json;
 pub(crate) use json::json_response;
 pub(crate) use multipart::{Multipart, refusal};

@@ -15,6 +15,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     extract::{Auth, Json, NoQuery, Path, Query},
+    handlers::skills,
 };
 
 /// The name of the list in its cursors.
@@ -36,6 +37,7 @@ pub(crate) async fn create(
 ) -> Result<Json<Agent>> {
     let config = body.resolve()?;
     app.engine.models().check(&config.spec.model)?;
+    skills::resolve(&app, principal.workspace, "skills", &config.spec.skills).await??;
     let agent = app.store.agent_create(principal.workspace, config).await?;
     Ok(Json(agent))
 }
@@ -137,10 +139,14 @@ pub(crate) async fn update(
     NoQuery: NoQuery,
     Json(body): Json<UpdateAgent>,
 ) -> Result<Json<Agent>> {
+    // Looked up before the agent is locked, and only told of when there is such an agent.
+    let skills = body.new_skills();
+    let skills = skills::resolve(&app, principal.workspace, "skills", &skills).await?;
     app.store
         .agent_update(principal.workspace, id, |agent| {
             let changed = body.change(agent)?;
             app.engine.models().check(&changed.spec.model)?;
+            skills?;
             Ok::<_, Error>(changed)
         })
         .await?

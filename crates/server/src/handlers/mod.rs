@@ -8,5 +8,6 @@ pub mod models;
 pub mod operations;
 pub mod resources;
 pub mod sessions;
+pub mod skills;
 pub mod streams;
 pub mod threads;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use selfsame_engine::{NewSessionRequest, SessionEdit, Status};
-use selfsame_store::{AppendError, Cold, CreatedKey, SessionQuery, SessionRecord, StoreError};
+use selfsame_store::{
+    AppendError, Cold, CreatedKey, SESSION_SKILL_BLOB_KEY, SessionQuery, SessionRecord, SkillMount,
+    StoreError,
+};
 use selfsame_types::{
     ApiError, EnvironmentId, Order, SessionId, Timestamp, TwoWayPage, WorkspaceId,
     agent::AgentSnapshot,
@@ -22,6 +25,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     extract::{Auth, Json, NoQuery, Path, Query, RequestId},
+    handlers::skills,
 };
 
 pub(crate) fn not_found(id: SessionId) -> Error {
@@ -107,13 +111,32 @@ pub(crate) async fn create(
             format_args!("{} version {version}", new.agent_id),
         ),
     })?;
-    let agent = resolve_agent(&agent, new.overrides)?;
+    let mut agent = resolve_agent(&agent, new.overrides)?;
     app.engine.models().check(&agent.spec.model)?;
     let environment = parts.environment.ok_or_else(|| {
         ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
     })?;
     check_environment(&environment)?;
     check_resources(&app, &environment, &new.resources)?;
+    let resolved = skills::resolve(
+        &app,
+        principal.workspace,
+        "agent.skills",
+        &agent.spec.skills,
+    )
+    .await??;
+    let mut skills: Vec<SkillMount> = Vec::with_capacity(resolved.len());
+    for (skill, resolved) in agent.spec.skills.iter_mut().zip(resolved) {
+        skill.version = resolved.version;
+        // Listed twice is mounted once.
+        let new = resolved.mount;
+        if skills
+            .iter()
+            .all(|known| known.version_id != new.version_id)
+        {
+            skills.push(new);
+        }
+    }
     let request = NewSessionRequest {
         workspace: principal.workspace,
         created_at: parts.now,
@@ -124,6 +147,7 @@ pub(crate) async fn create(
         metadata: serde_json::to_string(&new.metadata).map_err(Error::internal)?,
         resources: new.resources,
         events: new.initial_events,
+        skills,
         actor: principal.actor(&request),
     };
     let record = match app.engine.session_create(request).await {
@@ -134,6 +158,13 @@ pub(crate) async fn create(
             return Err(error.with_code("environment_not_found").into());
         }
         Err(AppendError::Refused(error)) => return Err(error.into()),
+        // Deleted since we looked.
+        Err(AppendError::Store(fault)) if fault.constraint() == Some(SESSION_SKILL_BLOB_KEY) => {
+            let error = ApiError::invalid(
+                "agent.skills: a skill was deleted while the session was being created",
+            );
+            return Err(error.with_code("skill_not_found").into());
+        }
         Err(AppendError::Store(error)) => return Err(error.into()),
     };
     Ok(Json(render(record)?))

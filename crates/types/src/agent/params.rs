@@ -109,6 +109,21 @@ impl CreateAgent {
 }
 
 impl UpdateAgent {
+    /// The skills that the agent is to have, when that is to change.
+    #[must_use]
+    pub fn new_skills(&self) -> Vec<SkillRef> {
+        match &self.skills {
+            Patch::Absent | Patch::Null => Vec::new(),
+            // More are refused when the update is applied.
+            Patch::Value(skills) => skills
+                .iter()
+                .take(MAX_SKILLS)
+                .cloned()
+                .map(Into::into)
+                .collect(),
+        }
+    }
+
     /// What the agent's next version is to be, when `agent` is its latest. Equal to the present
     /// configuration when nothing changes effectively.
     pub fn change(self, agent: &Agent) -> Result<AgentConfig, ApiError> {

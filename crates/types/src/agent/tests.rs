@@ -204,6 +204,11 @@ fn fields_are_checked() {
             "with `read` enabled",
         ),
         (
+            json!({"skills": vec![json!({"type": "anthropic", "skill_id": "xlsx"}); 501],
+                "tools": [{"type": "agent_toolset_20260401"}]}),
+            "skills: must have at most 500",
+        ),
+        (
             json!({"multiagent": {"type": "coordinator", "agents": []}}),
             "multiagent.agents: must have at least 1",
         ),
@@ -243,11 +248,6 @@ fn what_is_not_offered_is_501_never_ignored() {
             json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://x"}],
                 "tools": [{"type": "mcp_toolset", "mcp_server_name": "a"}]}),
             "mcp_servers: this server does not offer MCP yet",
-        ),
-        (
-            json!({"skills": [{"type": "anthropic", "skill_id": "xlsx", "version": null}],
-                "tools": [{"type": "agent_toolset_20260401"}]}),
-            "skills: this server does not offer skills yet",
         ),
         (
             json!({"multiagent": {"type": "coordinator", "agents": ["agent_1", {"type": "agent", "id": "a", "version": 1}, {"type": "self"}, {"type": "advisor", "model": "m"}]}}),

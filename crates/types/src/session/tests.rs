@@ -348,11 +348,6 @@ fn overrides_are_checked_like_an_agent() {
             "agent.skills: need",
         ),
         (
-            json!({"skills": [{"type": "anthropic", "skill_id": "xlsx"}], "tools": [{"type": "agent_toolset_20260401"}]}),
-            ErrorKind::NotImplemented,
-            "agent.skills: this server does not offer skills yet",
-        ),
-        (
             json!({"system": "s".repeat(100_001)}),
             invalid,
             "agent.system: must have",

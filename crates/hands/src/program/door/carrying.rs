@@ -77,9 +77,25 @@ impl Drop for Attached {
 }
 
 /// Where a connection goes, and what keeps its name from changing meanwhile.
-struct Destination {
-    open: Open,
+pub(super) struct Destination {
+    pub(super) open: Open,
+    /// What has been read of the program already.
+    pub(super) begin: Vec<u8>,
+    /// What the program is told first, when it speaks to a proxy: of success, or why there is none.
+    greeting: Option<&'static [u8]>,
     _held: Option<Held>,
+}
+
+impl Destination {
+    /// One that the program has told a proxy.
+    pub(super) fn through_proxy(open: Open, begin: Vec<u8>, greeting: &'static [u8]) -> Self {
+        Self {
+            open,
+            begin,
+            greeting: Some(greeting),
+            _held: None,
+        }
+    }
 }
 
 /// Why a connection is not carried.
@@ -126,14 +142,19 @@ impl Carrier {
             let destination = wanted(&stream)
                 .ok()
                 .and_then(|wanted| self.destination(wanted));
-            match (destination, Arc::clone(&self.seats).try_acquire_owned()) {
-                (Some(destination), Ok(seat)) => {
+            match (destination, self.seat()) {
+                (Some(destination), Some(seat)) => {
                     let carrier = Arc::clone(&self);
                     tokio::spawn(carrier.carry(stream, destination, seat));
                 }
                 _ => reset(stream),
             }
         }
+    }
+
+    /// A place for a connection, if there is one left.
+    pub(super) fn seat(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.seats).try_acquire_owned().ok()
     }
 
     fn destination(&self, wanted: SocketAddrV4) -> Option<Destination> {
@@ -147,45 +168,56 @@ impl Carrier {
         };
         Some(Destination {
             open: Open { host, port },
+            begin: Vec::new(),
+            greeting: None,
             _held: held,
         })
     }
 
-    async fn carry(
+    /// Carries a connection to its end.
+    pub(super) async fn carry(
         self: Arc<Self>,
-        stream: TcpStream,
+        mut stream: TcpStream,
         destination: Destination,
-        seat: OwnedSemaphorePermit,
+        _seat: OwnedSemaphorePermit,
     ) {
         let deadline = Instant::now() + WAIT;
         let Ok(Ok(slot)) = timeout_at(deadline, self.slots.acquire()).await else {
-            return reset(stream);
+            return deny(stream, &destination).await;
         };
-        match self.offer(&destination.open, deadline).await {
-            Ok(substream) => {
-                let _ = stream.set_nodelay(true);
-                let mut records = Records::new(substream);
-                let mut stream = stream;
-                let end = pump(&mut stream, &mut records).await;
-                if end == End::Aborted {
-                    reset(stream);
-                    records.finish().await;
-                } else {
-                    records.finish().await;
-                    drop(slot);
-                    if end == End::Unheard {
-                        linger(&stream).await;
-                    }
-                }
-            }
+        let substream = match self.offer(&destination.open, deadline).await {
+            Ok(substream) => substream,
             Err(refusal) => {
-                reset(stream);
+                deny(stream, &destination).await;
                 if let Refusal::Unanswered(substream) = refusal {
                     Records::new(substream).finish().await;
                 }
+                return;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let mut records = Records::new(substream);
+        let begun = async {
+            stream
+                .write_all(destination.greeting.unwrap_or_default())
+                .await?;
+            records.write_all(&destination.begin).await?;
+            records.flush().await
+        };
+        let end = match begun.await {
+            Ok(()) => pump(&mut stream, &mut records).await,
+            Err(_) => End::Aborted,
+        };
+        if end == End::Aborted {
+            reset(stream);
+            records.finish().await;
+        } else {
+            records.finish().await;
+            drop(slot);
+            if end == End::Unheard {
+                linger(&stream).await;
             }
         }
-        drop(seat);
     }
 
     /// Offers a connection to the server, or to the next one when that is lost before it answers:
@@ -229,6 +261,16 @@ fn is_here(address: Ipv4Addr) -> bool {
 /// Where a redirected connection was to go.
 pub(super) fn redirected_from(stream: &TcpStream) -> io::Result<SocketAddrV4> {
     Ok(sockopt::ip_original_dst(stream)?)
+}
+
+/// Lets the program know that it is not carried.
+async fn deny(mut stream: TcpStream, destination: &Destination) {
+    if destination.greeting.is_none() {
+        return reset(stream);
+    }
+    let status = "403 Forbidden";
+    let message = "this connection is not allowed, or cannot be made";
+    let _ = timeout(LINGER, super::ports::refuse(&mut stream, (status, message))).await;
 }
 
 /// Closes so that the program sees a reset.

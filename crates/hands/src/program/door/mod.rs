@@ -10,11 +10,15 @@
 //! loopback. The capabilities that this needs are given up right afterwards, for good and for
 //! everything that is ever started: no command can undo or bypass it, and if one could, there
 //! would still be no other interface. Hands that are an ordinary process set nothing up.
+//!
+//! Where the kernel or the runtime has no nftables, there are listeners on a few ports and a proxy
+//! in place of the redirect ([`ports`]).
 
 mod carrying;
 mod dns;
 mod names;
 mod netlink;
+mod ports;
 mod redirect;
 mod trust;
 
@@ -53,6 +57,8 @@ const SEND_BUFFER: usize = 256 << 10;
 const BACKLOG: i32 = 1024;
 /// The file system, when it is the sandbox's own and not somebody's machine.
 static TRUST: OnceLock<Trust> = OnceLock::new();
+/// The port of the proxy, when programs need one.
+static PROXY: OnceLock<u16> = OnceLock::new();
 const OWN_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// The door of this sandbox, as far as there is one.
@@ -70,12 +76,13 @@ pub(crate) struct Prepared {
 }
 
 #[derive(Debug)]
-enum Ways {
-    Redirect {
-        datagrams: UdpSocket,
-        queries: TcpListener,
-        connections: TcpListener,
-    },
+struct Ways {
+    datagrams: UdpSocket,
+    queries: TcpListener,
+    /// All connections, or those to the proxy.
+    connections: TcpListener,
+    /// Where there is no redirect: the usual ports.
+    ports: Option<Vec<TcpListener>>,
 }
 
 /// Sets up the door and gives up what that takes. To be called before there is any thread: a
@@ -88,12 +95,15 @@ pub(crate) fn prepare() -> io::Result<Prepared> {
         return Ok(Prepared::none("the hands are not PID 1"));
     }
     TRUST.get_or_init(|| Trust::new("/"));
-    let prepared = match set_up() {
-        Ok(ways) => Prepared {
-            state: DoorState::Redirect,
-            ways: Some(ways),
-        },
+    let prepared = match loopback() {
         Err(error) => Prepared::none(&error.to_string()),
+        Ok(loopback) => match redirect_all(loopback) {
+            Ok(ways) => Prepared {
+                state: DoorState::Redirect,
+                ways: Some(ways),
+            },
+            Err(error) => listen_on_ports(&error.to_string()),
+        },
     };
     give_up()?;
     Ok(prepared)
@@ -110,24 +120,66 @@ impl Prepared {
     }
 }
 
-fn set_up() -> io::Result<Ways> {
-    let interfaces = redirect::interfaces()?;
-    let &[(loopback, true)] = interfaces.as_slice() else {
-        return Err(io::Error::other("there is a network besides loopback"));
+/// The loopback interface, when it is the only one.
+fn loopback() -> io::Result<u32> {
+    match redirect::interfaces()?.as_slice() {
+        &[(loopback, true)] => Ok(loopback),
+        _ => Err(io::Error::other("there is a network besides loopback")),
+    }
+}
+
+fn redirect_all(loopback: u32) -> io::Result<Ways> {
+    let here = Ipv4Addr::LOCALHOST;
+    let ways = Ways {
+        datagrams: datagrams(DNS_PORT)?,
+        queries: listen(here, DNS_PORT)?,
+        connections: listen(here, CONNECTIONS_PORT)?,
+        ports: None,
     };
-    redirect::routes(loopback)?;
-    let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, DNS_PORT))?;
-    datagrams.set_nonblocking(true)?;
-    let queries = listen(Ipv4Addr::LOCALHOST, DNS_PORT)?;
-    let connections = listen(Ipv4Addr::LOCALHOST, CONNECTIONS_PORT)?;
     redirect::rules(DNS_PORT, CONNECTIONS_PORT)?;
-    redirect::check(&connections)?;
+    redirect::routes(loopback)
+        .and_then(|()| redirect::check(&ways.connections))
+        .inspect_err(|_| {
+            // There may be none.
+            let _ = redirect::no_routes();
+        })?;
     name_server()?;
-    Ok(Ways::Redirect {
-        datagrams,
-        queries,
-        connections,
-    })
+    Ok(ways)
+}
+
+fn listen_on_ports(reason: &str) -> Prepared {
+    let set_up = || -> io::Result<Ways> {
+        let here = Ipv4Addr::LOCALHOST;
+        let every = Ipv4Addr::UNSPECIFIED;
+        let ports = ports::LISTENED.map(|port| listen(every, port));
+        let ways = Ways {
+            datagrams: datagrams(53)?,
+            queries: listen(here, 53)?,
+            connections: listen(here, CONNECTIONS_PORT)?,
+            ports: Some(ports.into_iter().collect::<io::Result<_>>()?),
+        };
+        ports::check()?;
+        name_server()?;
+        Ok(ways)
+    };
+    match set_up() {
+        Ok(ways) => {
+            PROXY.get_or_init(|| CONNECTIONS_PORT);
+            Prepared {
+                state: DoorState::Ports {
+                    reason: reason.to_owned(),
+                },
+                ways: Some(ways),
+            }
+        }
+        Err(error) => Prepared::none(&format!("{reason}; {error}")),
+    }
+}
+
+fn datagrams(port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// Not the standard library's listener: it lets only 128 connections wait, and shares its address
@@ -150,8 +202,7 @@ fn listen(address: Ipv4Addr, port: u16) -> io::Result<TcpListener> {
 /// runtime's, and it makes them anew at each start.
 fn name_server() -> io::Result<()> {
     fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\n")?;
-    let own = fs::read_to_string(OWN_NAME)?;
-    let own = own.trim();
+    let own = own_name();
     let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
     let known = hosts.lines().any(|line| {
         line.split_ascii_whitespace()
@@ -167,6 +218,11 @@ fn name_server() -> io::Result<()> {
         fs::write("/etc/hosts", format!("{hosts}{end}127.0.0.1\t{own}\n"))?;
     }
     Ok(())
+}
+
+fn own_name() -> String {
+    let name = fs::read_to_string(OWN_NAME).unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// Gives up the capabilities that only the set-up needs: from the bounding set, so that no program
@@ -213,33 +269,51 @@ pub(crate) fn trust(pem: &str) -> io::Result<()> {
 /// What programs inside are told about the door. The user's own words about the same things count
 /// more.
 pub(crate) fn environment() -> Vec<(&'static str, OsString)> {
-    TRUST.get().map(Trust::environment).unwrap_or_default()
+    let trust = TRUST.get().map(Trust::environment).unwrap_or_default();
+    let proxy = PROXY
+        .get()
+        .map(|port| ports::environment(*port, &own_name()));
+    let proxy = proxy.unwrap_or_default().into_iter();
+    trust
+        .into_iter()
+        .chain(proxy.map(|(name, value)| (name, value.into())))
+        .collect()
+}
+
+fn serve(ways: Ways) -> io::Result<Arc<Carrier>> {
+    let listener = tokio::net::TcpListener::from_std;
+    let names = match &ways.ports {
+        None => Names::new(redirect::FIRST, redirect::LAST),
+        Some(_) => Names::new(ports::FIRST, ports::LAST),
+    };
+    let resolver = Arc::new(Resolver::new(names.clone(), &own_name()));
+    let datagrams = tokio::net::UdpSocket::from_std(ways.datagrams)?;
+    let queries = listener(ways.queries)?;
+    let connections = listener(ways.connections)?;
+    let carrier = Arc::new(Carrier::new(names));
+    tokio::spawn(Arc::clone(&resolver).serve_connections(queries));
+    tokio::spawn(async move { resolver.serve_datagrams(datagrams).await });
+    match ways.ports {
+        None => {
+            let carrier = Arc::clone(&carrier);
+            tokio::spawn(carrier.accept(connections, carrying::redirected_from));
+        }
+        Some(listeners) => {
+            for port in listeners {
+                let carrier = Arc::clone(&carrier);
+                tokio::spawn(carrier.accept(listener(port)?, ports::wanted));
+            }
+            tokio::spawn(ports::proxy(Arc::clone(&carrier), connections));
+        }
+    }
+    Ok(carrier)
 }
 
 impl Door {
     /// Starts serving what was prepared. To be called within the runtime.
     pub(crate) fn start(prepared: Prepared) -> io::Result<Self> {
         let Prepared { state, ways } = prepared;
-        let carrier = match ways {
-            None => None,
-            Some(Ways::Redirect {
-                datagrams,
-                queries,
-                connections,
-            }) => {
-                let names = Names::new(redirect::FIRST, redirect::LAST);
-                let own = fs::read_to_string(OWN_NAME).unwrap_or_default();
-                let resolver = Arc::new(Resolver::new(names.clone(), &own));
-                let datagrams = tokio::net::UdpSocket::from_std(datagrams)?;
-                let queries = tokio::net::TcpListener::from_std(queries)?;
-                let connections = tokio::net::TcpListener::from_std(connections)?;
-                let carrier = Arc::new(Carrier::new(names));
-                tokio::spawn(Arc::clone(&resolver).serve_connections(queries));
-                tokio::spawn(async move { resolver.serve_datagrams(datagrams).await });
-                tokio::spawn(Arc::clone(&carrier).accept(connections, carrying::redirected_from));
-                Some(carrier)
-            }
-        };
+        let carrier = ways.map(serve).transpose()?;
         Ok(Self { state, carrier })
     }
 

@@ -98,6 +98,15 @@ pub(super) fn routes(loopback: u32) -> io::Result<()> {
     tolerate_existing(socket.send(&route))
 }
 
+/// Takes the route back: without rules, what goes there would be lost without an answer.
+pub(super) fn no_routes() -> io::Result<()> {
+    const DELROUTE: u16 = 25;
+    let mut route = Batch::default();
+    let fixed = [2, 0, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0];
+    route.message(DELROUTE, REQUEST | ACKNOWLEDGE, &fixed, |_| {});
+    Socket::open(None)?.send(&route).map(drop)
+}
+
 fn tolerate_existing<T>(result: io::Result<T>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
