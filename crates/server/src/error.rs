@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use selfsame_store::StoreError;
+use selfsame_store::{BlobError, StoreError};
 use selfsame_types::{ApiError, ErrorKind};
 
 /// What a handler fails with.
@@ -19,6 +19,8 @@ pub enum Error {
     Api(ApiError),
     /// The database's.
     Store(StoreError),
+    /// Of the place where contents are.
+    Blob(BlobError),
     /// Ours. Shown in the log, never to the client.
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -53,6 +55,21 @@ impl Error {
                 tracing::error!(error = chain(&error), "the database failed");
                 ApiError::internal()
             }
+            Self::Blob(BlobError::TooLarge(limit)) => ApiError::new(
+                ErrorKind::TooLarge,
+                format!("The file is larger than {limit} bytes"),
+            ),
+            Self::Blob(error @ BlobError::Storage(_)) => {
+                tracing::error!(error = chain(&error), "the place of files is not available");
+                ApiError::new(
+                    ErrorKind::Unavailable,
+                    "The contents of files are not available at the moment; try again",
+                )
+            }
+            Self::Blob(error) => {
+                tracing::error!(error = chain(&error), "a content failed");
+                ApiError::internal()
+            }
             Self::Internal(error) => {
                 tracing::error!(error = chain(&*error), "a request failed");
                 ApiError::internal()
@@ -70,6 +87,12 @@ impl From<ApiError> for Error {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<BlobError> for Error {
+    fn from(error: BlobError) -> Self {
+        Self::Blob(error)
     }
 }
 

@@ -19,8 +19,8 @@ use crate::{
     error::Error,
     extract::json_response,
     handlers::{
-        agents, environments, events, models, operations, resources, sessions, skills, streams,
-        threads,
+        agents, environments, events, files, models, operations, resources, sessions, skills,
+        streams, threads,
     },
     middleware, openapi, unread,
 };
@@ -61,6 +61,9 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(skills::versions::create, skills::versions::list))
         .routes(routes!(skills::versions::get, skills::versions::delete))
         .routes(routes!(skills::versions::content))
+        .routes(routes!(files::create, files::list))
+        .routes(routes!(files::get, files::delete))
+        .routes(routes!(files::content))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -108,8 +111,7 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 11] = [
-    ("files", "files"),
+const NOT_OFFERED: [(&str, &str); 10] = [
     ("vaults", "vaults"),
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
@@ -153,8 +155,8 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         for (path, what) in [
-            ("/v1/files", Some("files")),
             ("/v1/vaults/vlt_01/credentials", Some("vaults")),
+            ("/v1/webhooks", Some("webhooks")),
             (
                 "/v1/environments/env_01/work/poll",
                 Some("self-hosted workers"),

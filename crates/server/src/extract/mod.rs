@@ -2,12 +2,14 @@
 
 mod form;
 mod json;
+mod multipart;
 mod path;
 mod query;
 
 pub use form::Form;
 pub use json::Json;
 pub(crate) use json::json_response;
+pub(crate) use multipart::{Multipart, refusal};
 pub use path::Path;
 pub use query::{NoQuery, Query};
 
