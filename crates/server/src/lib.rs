@@ -13,6 +13,7 @@ pub mod error;
 pub mod extract;
 pub mod handlers;
 mod limits;
+mod linger;
 pub mod listen;
 pub mod logging;
 pub mod master_key;

@@ -3,7 +3,7 @@
 //! On a connection that stays open the rest of such a body stands in the way of the next request, so
 //! it would have to be closed, and a client that has just sent its next request would get no answer.
 //! Hence a short rest is read to its end, as it is on its way already; for a long one the answer says
-//! that the connection closes.
+//! that the connection closes, and `linger` sees to it that the client comes to read that.
 
 use std::{
     pin::Pin,
@@ -21,6 +21,8 @@ use axum::{
 };
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Frame, SizeHint};
+
+use crate::linger::Linger;
 
 /// Most that is read for nothing, bytes. A stock client's send buffer holds about as much.
 const SHORT: usize = 256 * 1024;
@@ -78,6 +80,7 @@ pub(crate) async fn layer(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let rest = Rest::default();
+    let linger = request.extensions().get::<Linger>().cloned();
     let request = request.map(|body| {
         Body::new(Watched {
             body: Some(body),
@@ -91,6 +94,9 @@ pub(crate) async fn layer(request: Request, next: Next) -> Response {
     {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
+        if let Some(linger) = linger {
+            linger.ask();
+        }
     }
     response
 }
@@ -181,5 +187,20 @@ mod tests {
         let text = answer(&mut stream, "no").await;
         assert!(text.contains("connection: close"), "{text}");
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_sends_all_of_it_before_reading_reads_the_refusal() {
+        let mut stream = connect().await;
+        // Far more than fits into the buffers between client and server.
+        let length = 64 * 1024 * 1024;
+        let head = head("/refuse", length);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let piece = vec![b'x'; 1024 * 1024];
+        for _ in 0..length / piece.len() {
+            stream.write_all(&piece).await.unwrap();
+        }
+        let text = answer(&mut stream, "no").await;
+        assert!(text.contains("connection: close"), "{text}");
     }
 }

@@ -51,6 +51,7 @@ class World:
         # A stream on an archived session ends by itself, so it can be read whole.
         self.archived = self.session_id()
         self.post(f"/v1/sessions/{self.archived}/archive")
+        self.file = self.file_id()
         self.model = raw.get("/v1/models").json()["data"][0]["id"]
 
     def post(self, path: str, **body: Any) -> Any:
@@ -67,6 +68,11 @@ class World:
     def session_id(self) -> str:
         return self.post("/v1/sessions", agent=self.agent, environment_id=self.environment)["id"]
 
+    def file_id(self) -> str:
+        response = self.raw.post("/v1/files", files={"file": ("a.csv", b"a,b", "text/csv")})
+        assert response.status_code == 200, response.text
+        return response.json()["id"]
+
     def thread_id(self, session: str) -> str:
         return self.raw.get(f"/v1/sessions/{session}/threads").json()["data"][0]["id"]
 
@@ -79,6 +85,7 @@ class World:
             "session_id": lambda: session,
             "thread_id": lambda: self.thread_id(session),
             "model_id": lambda: self.model,
+            "file_id": lambda: self.file,
         }
         names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
         return {name: known[name]() for name in names if name in known}
@@ -88,6 +95,11 @@ class World:
 RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("GET", "/v1/models"): lambda world: {"query": {"limit": 2}},
     ("GET", "/v1/models/{model_id}"): lambda world: {},
+    ("POST", "/v1/files"): lambda world: {"body": {"file": b"a,b", "expires_in_seconds": 3600}, "media_type": "multipart/form-data"},
+    ("GET", "/v1/files"): lambda world: {"query": {"limit": 2, "scope_id": world.session}},
+    ("GET", "/v1/files/{file_id}"): lambda world: {},
+    ("DELETE", "/v1/files/{file_id}"): lambda world: {"path_parameters": {"file_id": world.file_id()}},
+    ("GET", "/v1/files/{file_id}/content"): lambda world: {},
     ("POST", "/v1/agents"): lambda world: {"body": {"name": "a", "model": world.mock.model, "tools": [CUSTOM]}},
     ("GET", "/v1/agents"): lambda world: {"query": {"limit": 2}},
     ("GET", "/v1/agents/{agent_id}"): lambda world: {"query": {"version": 1}},
@@ -164,7 +176,7 @@ def test_every_operation_succeeds(document, world, call) -> None:
             continue
         recipe = RECIPES[key](world)
         parameters = {**world.parameters(operation), **recipe.pop("path_parameters", {})}
-        media = {"media_type": "application/json"} if "body" in recipe else {}
+        media = {"media_type": recipe.pop("media_type", "application/json")} if "body" in recipe else {}
         case = operation.Case(path_parameters=parameters, **media, **recipe)
         response = call(case)
         if not 200 <= response.status_code < 300:

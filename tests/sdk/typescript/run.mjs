@@ -54,6 +54,7 @@ async function start() {
     SELFSAME__DATA_DIR: join(directory, 'data'),
     SELFSAME__MODEL__BASE_URL: mock,
     SELFSAME__MODEL__API_KEY: 'scripted',
+    SELFSAME__FILES__DOWNLOAD_UPLOADS: 'true',
     SELFSAME__SANDBOX__BACKEND: process.env.SELFSAME_TEST_BACKEND ?? 'docker',
   };
   const run = (name, ...given) => {

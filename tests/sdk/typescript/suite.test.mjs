@@ -1,6 +1,6 @@
 // The official TypeScript client against the server: every method of the resources it offers.
 
-import Anthropic from '@anthropic-ai/sdk';
+import Anthropic, { toFile } from '@anthropic-ai/sdk';
 import { accumulateManagedAgentsEvent } from '@anthropic-ai/sdk/lib/sessions/accumulate.mjs';
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
@@ -24,6 +24,24 @@ covers(['models.list', 'models.retrieve', 'beta.models.list', 'beta.models.retri
     assert.equal((await models.retrieve(found[0].id)).id, found[0].id);
   }
 });
+
+covers(
+  ['files', 'beta.files'].flatMap((root) => ['upload', 'retrieveMetadata', 'list', 'download', 'delete'].map((name) => `${root}.${name}`)),
+  'files in both generations of answers',
+  async () => {
+    for (const [files, params] of [[client.files, {}], [client.beta.files, {}], [client.beta.files, { betas: ['files-api-2025-04-14'] }]]) {
+      const content = Buffer.from('größe,b\r\n1,2\r\n\0');
+      const file = await files.upload({ file: await toFile(content, 'data.csv', { type: 'text/csv' }), ...params });
+      assert.deepEqual([file.filename, file.mime_type, file.size_bytes, file.downloadable], ['data.csv', 'text/csv', content.length, false]);
+      assert.deepEqual(await files.retrieveMetadata(file.id, params), file);
+      assert.deepEqual((await files.list({ limit: 1, ...params })).data, [file]);
+      const response = await files.download(file.id, params);
+      assert.deepEqual(Buffer.from(await response.arrayBuffer()), content);
+      assert.equal((await files.delete(file.id, params)).id, file.id);
+      await assert.rejects(files.retrieveMetadata(file.id, params), Anthropic.NotFoundError);
+    }
+  },
+);
 
 covers(
   ['beta.agents.create', 'beta.agents.retrieve', 'beta.agents.update', 'beta.agents.list', 'beta.agents.archive', 'beta.agents.versions.list'],

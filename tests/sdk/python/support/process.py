@@ -111,6 +111,8 @@ def start() -> Server:
         "SELFSAME__MODEL__BASE_URL": mock_url,
         "SELFSAME__MODEL__API_KEY": "scripted",
         "SELFSAME__SANDBOX__BACKEND": os.environ.get("SELFSAME_TEST_BACKEND", "docker"),
+        # So that there is something to download before anything was made.
+        "SELFSAME__FILES__DOWNLOAD_UPLOADS": "true",
         # Enough to see a retry, few enough that running out of them does not take long.
         "SELFSAME__MODEL__ATTEMPTS": "3",
     }
