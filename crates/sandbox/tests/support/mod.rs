@@ -66,22 +66,26 @@ pub(crate) async fn bash(sandbox: &Sandbox, command: &str) -> String {
     text(&result)
 }
 
-/// A deployment of its own, of which nothing stays, also when the test fails.
-pub(crate) async fn deployment<T>(limits: Limits, test: impl FnOnce(Arc<DockerBackend>) -> T)
-where
-    T: Future<Output = ()> + Send + 'static,
-{
-    let backend = DockerBackend::connect(DockerOptions {
+/// A deployment of its own.
+pub(crate) fn options(limits: Limits) -> DockerOptions {
+    DockerOptions {
         host: None,
         deployment: format!("test-{}", Uuid::now_v7().simple()),
         hands: hands(),
         runtime: None,
         pull: false,
         limits,
+        low_water_bytes: 0,
         start_concurrency: 4,
-    })
-    .await
-    .unwrap();
+    }
+}
+
+/// A deployment of which nothing stays, also when the test fails.
+pub(crate) async fn deployment<T>(limits: Limits, test: impl FnOnce(Arc<DockerBackend>) -> T)
+where
+    T: Future<Output = ()> + Send + 'static,
+{
+    let backend = DockerBackend::connect(options(limits)).await.unwrap();
     let backend = Arc::new(backend);
     let outcome = tokio::spawn(timeout(PATIENCE, test(Arc::clone(&backend)))).await;
     for left in backend.list().await.unwrap() {
