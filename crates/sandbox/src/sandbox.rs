@@ -45,6 +45,7 @@ pub struct Sandbox {
 #[derive(Debug)]
 pub(crate) struct Inner {
     boot_id: Uuid,
+    handle: Handle,
     opener: Opener,
     calls: Semaphore,
     controls: Semaphore,
@@ -93,6 +94,7 @@ impl Sandbox {
         Ok(Self {
             inner: Arc::new(Inner {
                 boot_id,
+                handle: handle.clone(),
                 opener,
                 calls: Semaphore::new(MAX_CALLS),
                 controls: Semaphore::new(MAX_CONTROLS),
@@ -102,6 +104,12 @@ impl Sandbox {
                 outgoing: Mutex::new(Some(outgoing)),
             }),
         })
+    }
+
+    /// What this sandbox is to its backend.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.inner.handle
     }
 
     /// Made by the hands when they start: another one means that everything that ran is gone.
