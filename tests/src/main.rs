@@ -1,6 +1,7 @@
 //! Black-box tests of the `selfsame` binary: real processes, a database each, a scripted model.
 
 mod client;
+mod containers;
 mod crash;
 mod lifecycle;
 //mod repositories;

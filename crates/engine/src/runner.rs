@@ -39,7 +39,7 @@ use crate::{
     transcript::Transcript,
     web::{Caller, WebCall, is_web},
 };
-use execute::{execute, failure};
+use execute::{Executed, execute, failure};
 
 /// Between two attempts while the database is away ..
 const STORE_RETRY: Duration = Duration::from_millis(250);
@@ -98,7 +98,7 @@ enum Done {
     Called {
         thread: ThreadId,
         call: EventId,
-        result: CallResult,
+        executed: Executed,
     },
     /// A cancelled call whose sandbox does not answer.
     Overdue {
@@ -174,6 +174,8 @@ pub(crate) struct Runner {
     unclean: bool,
     /// .. to this life of the hands.
     life_before: Option<Uuid>,
+    /// The life of the hands that the session was last told to have lost the one before.
+    life_told: Option<Uuid>,
     link: Arc<Link>,
     begun: Vec<(Begun, i64, Timestamp)>,
 }
@@ -220,6 +222,7 @@ impl Runner {
             in_doubt,
             unclean: start.unclean,
             life_before: None,
+            life_told: None,
             link,
         }
     }
@@ -532,11 +535,14 @@ impl Runner {
         let handle = self.jobs.spawn(async move {
             // JSON that the model may write and that no program can hold: numbers beyond every
             // float, hundreds of nested brackets.
-            let result = match (serde_json::from_str(info.input.get()), web) {
+            let executed = match (serde_json::from_str(info.input.get()), web) {
                 (Ok(input), Some(web)) => {
                     let span =
                         tracing::info_span!("tool_call", %session, call = %id, tool = info.name);
-                    web.run(&inner, caller, &input).instrument(span).await
+                    web.run(&inner, caller, &input)
+                        .instrument(span)
+                        .await
+                        .into()
                 }
                 (Ok(input), None) => {
                     let call = Call {
@@ -554,12 +560,13 @@ impl Runner {
                 }
                 (Err(error), _) => failure(&format!(
                     "The input of this call cannot be read, so it was not run: {error}"
-                )),
+                ))
+                .into(),
             };
             Done::Called {
                 thread,
                 call: id,
-                result,
+                executed,
             }
         });
         self.calling.insert(id, handle);
@@ -679,7 +686,7 @@ impl Runner {
             Done::Called {
                 thread,
                 call,
-                result,
+                executed: Executed { result, new_life },
             } => {
                 if self.calling.remove(&call).is_none() {
                     return Ok(());
@@ -689,8 +696,11 @@ impl Runner {
                     self.stopped.entry(thread).or_default().push((call, result));
                     return Ok(());
                 }
+                // Calls beside each other lose it together, and it is told once.
+                let lost = new_life.is_some() && new_life != self.life_told;
+                self.life_told = new_life.or(self.life_told);
                 fail::point("before_result_commit");
-                let appended = self.result(thread, call, result).await?;
+                let appended = self.result(thread, call, result, lost).await?;
                 fail::point("after_result_commit");
                 self.acknowledge(call);
                 if let Some((span, seq, at)) = appended {
@@ -707,6 +717,7 @@ impl Runner {
         thread: ThreadId,
         call: EventId,
         result: CallResult,
+        sandbox_lost: bool,
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
         // A drain leaves the next request to the next server, and new resources come first.
@@ -714,6 +725,9 @@ impl Runner {
             !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some());
         let appended = self
             .append(None, |step| {
+                if sandbox_lost {
+                    step.sandbox_lost(thread);
+                }
                 step.finish_call(thread, call, result.clone());
                 if go_on && step.machine.next().contains(&Next::Ask { thread }) {
                     step.start_request(thread, span);

@@ -437,13 +437,21 @@ impl Sandboxes {
             Status::Gone => return Err(SandboxError::Gone),
         }
         let key = key(record)?;
-        Sandbox::attach(
+        let sandbox = Sandbox::attach(
             &*self.backend,
             handle,
             &key,
             u64::try_from(epoch).unwrap_or(0),
         )
-        .await
+        .await?;
+        self.watch_disk(&sandbox, handle);
+        Ok(sandbox)
+    }
+
+    fn watch_disk(&self, sandbox: &Sandbox, handle: &Handle) {
+        if let Some(limit) = self.config.disk_bytes {
+            sandbox.watch_disk(Arc::clone(&self.backend), handle.clone(), limit);
+        }
     }
 
     /// Takes a warm sandbox or makes one. The row comes first, so that nothing is ever made that no
@@ -610,6 +618,7 @@ impl Sandboxes {
             // Connected ahead of its use: a connection takes as long as ten calls. Epoch 0 is below
             // every lease, so whoever takes over from us is admitted.
             let sandbox = Sandbox::attach(&*self.backend, &handle, &key(&record)?, 0).await?;
+            self.watch_disk(&sandbox, &handle);
             self.warm
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

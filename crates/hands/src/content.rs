@@ -28,6 +28,18 @@ pub struct CallResult {
     pub outputs: u64,
 }
 
+/// What a model is told about a full disk, as a clause.
+#[must_use]
+pub fn disk_full(used: u64, limit: u64) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    format!(
+        "the sandbox's disk is full ({} MiB are used, {} MiB are allowed): nothing can be written \
+         before files are deleted, which works as always",
+        mib(used),
+        limit >> 20
+    )
+}
+
 impl CallResult {
     /// A successful result of one text.
     #[must_use]

@@ -15,7 +15,7 @@ pub mod procs;
 pub mod transfer;
 pub mod wire;
 
-pub use content::{Call, CallResult, Content};
+pub use content::{Call, CallResult, Content, disk_full};
 pub use hello::Key;
 pub use transfer::{Found, Put, Ran, Run};
 

@@ -7,7 +7,8 @@ use std::{env, process::ExitCode, time::Duration};
 use program::{Options, Places, Socket, relay, serve};
 
 const USAGE: &str = "\
-Usage: selfsame-hands serve [--socket @NAME|PATH] [--root DIR] [--max-timeout-ms N]
+Usage: selfsame-hands serve [--socket @NAME|PATH] [--root DIR] [--low-water BYTES]
+                            [--max-timeout-ms N]
        selfsame-hands connect [--socket @NAME|PATH]
 ";
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let mut options = Options {
         socket: Socket::parse(selfsame_hands::DEFAULT_SOCKET),
         places: Places::new("/"),
+        low_water: 0,
         max_timeout: Duration::from_secs(600),
     };
     while let Some(name) = arguments.next() {
@@ -26,6 +28,10 @@ fn main() -> ExitCode {
         match name.as_str() {
             "--socket" => options.socket = Socket::parse(&value),
             "--root" => options.places = Places::new(value),
+            "--low-water" => match value.parse() {
+                Ok(bytes) => options.low_water = bytes,
+                Err(_) => return usage(),
+            },
             "--max-timeout-ms" => match value.parse() {
                 Ok(millis) => options.max_timeout = Duration::from_millis(millis),
                 Err(_) => return usage(),

@@ -67,6 +67,12 @@ pub trait Backend: Send + Sync + Debug {
         Ok(())
     }
 
+    /// Bytes that the sandbox has written and not deleted; `None` where nothing needs to be watched,
+    /// because the backend itself enforces [`Spec::disk_bytes`], or cannot tell.
+    async fn disk_used(&self, _handle: &Handle) -> Result<Option<u64>, SandboxError> {
+        Ok(None)
+    }
+
     /// A private byte stream to the hands inside. Each call opens a new one; dropping it closes it.
     async fn connect(&self, handle: &Handle) -> Result<Box<dyn Duplex>, SandboxError>;
 }

@@ -41,6 +41,9 @@ pub enum SandboxError {
     /// No answer in time (`what` names the step).
     #[error("timed out: {0}")]
     Timeout(&'static str),
+    /// The machine's disk is almost full, and no sandbox is made.
+    #[error("no room for another sandbox: {0}")]
+    NoRoom(String),
     /// The image does not exist and cannot be fetched.
     #[error("no such image: {0}")]
     NoImage(String),

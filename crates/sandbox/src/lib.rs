@@ -1,6 +1,7 @@
 //! Sandboxes: where they run ([`Backend`]) and how the server talks to the hands inside.
 
 mod backend;
+mod disk;
 mod docker;
 mod error;
 mod outgoing;

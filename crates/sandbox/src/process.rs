@@ -58,6 +58,7 @@ pub struct ProcessBackend {
     name: String,
     hands: PathBuf,
     base: PathBuf,
+    low_water: u64,
     /// Starts and stops are one at a time.
     changes: Mutex<()>,
 }
@@ -97,8 +98,16 @@ impl ProcessBackend {
             name,
             hands: hands.into(),
             base,
+            low_water: 0,
             changes: Mutex::default(),
         })
+    }
+
+    /// Free bytes of the disk that sandboxes leave alone: with less they may only read and delete.
+    #[must_use]
+    pub fn low_water(mut self, bytes: u64) -> Self {
+        self.low_water = bytes;
+        self
     }
 
     /// The directory of a sandbox. What is `/x` in a container is `root/x` below it; commands start in
@@ -127,6 +136,8 @@ impl ProcessBackend {
             .arg(&socket)
             .arg("--root")
             .arg(directory.join("root"))
+            .arg("--low-water")
+            .arg(self.low_water.to_string())
             // Nothing of the server's environment: it holds keys.
             .env_clear()
             .env(

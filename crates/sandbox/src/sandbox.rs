@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     Backend, Handle, SandboxError,
+    disk::Watch,
     outgoing::{self, Outgoing},
 };
 
@@ -38,18 +39,26 @@ const MAX_TRANSFERS: usize = 16;
 /// Dropping the last clone closes the stream; what runs inside goes on.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     boot_id: Uuid,
+    handle: Handle,
     opener: Opener,
     calls: Semaphore,
     controls: Semaphore,
     transfers: Arc<Semaphore>,
+    pub(crate) disk: Arc<Watch>,
     closed: watch::Receiver<bool>,
     outgoing: Mutex<Option<mpsc::Receiver<Outgoing>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.disk.end();
+    }
 }
 
 impl Sandbox {
@@ -85,14 +94,22 @@ impl Sandbox {
         Ok(Self {
             inner: Arc::new(Inner {
                 boot_id,
+                handle: handle.clone(),
                 opener,
                 calls: Semaphore::new(MAX_CALLS),
                 controls: Semaphore::new(MAX_CONTROLS),
                 transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+                disk: Arc::default(),
                 closed,
                 outgoing: Mutex::new(Some(outgoing)),
             }),
         })
+    }
+
+    /// What this sandbox is to its backend.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.inner.handle
     }
 
     /// Made by the hands when they start: another one means that everything that ran is gone.
@@ -128,8 +145,9 @@ impl Sandbox {
             .acquire()
             .await
             .map_err(|_| SandboxError::Lost)?;
+        let _under_way = self.inner.disk.enter();
         match self.exchange(&Request::Call(call.clone())).await? {
-            Reply::Result(result) => Ok(result),
+            Reply::Result(result) => Ok(self.after_call(call, result).await),
             other => Err(unexpected(other)),
         }
     }
@@ -190,7 +208,7 @@ impl Sandbox {
         let _ = closed.wait_for(|closed| *closed).await;
     }
 
-    async fn control(&self, request: &Request) -> Result<Reply, SandboxError> {
+    pub(crate) async fn control(&self, request: &Request) -> Result<Reply, SandboxError> {
         let exchange = async {
             let _permit = self
                 .inner

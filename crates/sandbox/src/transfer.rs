@@ -76,6 +76,7 @@ impl Sandbox {
         content: impl AsyncRead + Unpin + Send,
     ) -> Result<(), SandboxError> {
         let (stream, _permit) = self.transfer().await?;
+        let _under_way = self.inner.disk.enter();
         let (mut from, mut to) = tokio::io::split(stream);
         let mut answer = pin!(wire::read_frame(&mut from, wire::MAX_REPLY));
         let sent = tokio::select! {
@@ -165,6 +166,7 @@ impl Sandbox {
     /// [`SandboxError::Failed`] when it cannot be started. Any status of its own is an answer.
     pub async fn run(&self, run: &Run) -> Result<Ran, SandboxError> {
         let (mut stream, _permit) = self.transfer().await?;
+        let _under_way = self.inner.disk.enter();
         let request = Request::Run(run.clone());
         match ask(&mut stream, &request, run.timeout + RUN_GRACE).await? {
             Reply::Ran(ran) => Ok(ran),

@@ -78,6 +78,7 @@ async fn deployment(test: impl AsyncFnOnce(DockerOptions) + 'static) {
             memory_bytes: Some(256 << 20),
             ..Limits::default()
         },
+        low_water_bytes: 0,
         start_concurrency: 4,
     };
     let local = tokio::task::LocalSet::new();

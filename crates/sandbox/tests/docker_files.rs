@@ -182,10 +182,12 @@ async fn an_image_of_a_sandbox_is_the_image_of_others() {
         // The sandbox goes on.
         assert_eq!(bash(&sandbox, "echo here").await, "here");
         assert!(backend.has_image(&name).await.unwrap());
-        // Again, under the same name.
-        backend.commit(&handle, &name, &labels).await.unwrap();
-
+        // Again, under the same name: the one before is no more.
         let docker = Docker::connect_with_defaults().unwrap();
+        let replaced = docker.inspect_image(&name).await.unwrap().id.unwrap();
+        backend.commit(&handle, &name, &labels).await.unwrap();
+        docker.inspect_image(&replaced).await.unwrap_err();
+
         let config = docker.inspect_image(&name).await.unwrap().config.unwrap();
         assert_eq!(config.entrypoint, Some(vec!["/bin/bash".to_owned()]));
         assert_eq!(config.cmd, None);

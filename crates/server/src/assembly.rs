@@ -331,19 +331,25 @@ async fn backend(config: &Config, deployment: &Deployment) -> anyhow::Result<Arc
                     cpus: sandbox.cpus,
                     pids: sandbox.pids,
                 },
+                low_water_bytes: sandbox.low_water_bytes,
                 start_concurrency: sandbox.start_concurrency,
             };
             let backend = DockerBackend::connect(options).await.context(
                 "sandboxes need Docker (see the section [sandbox] of the configuration)",
             )?;
-            Ok(Arc::new(backend))
+            let backend = Arc::new(backend);
+            let (settled, image) = (Arc::clone(&backend), sandbox.image.clone());
+            tokio::spawn(async move { settled.settle(&image).await });
+            Ok(backend)
         }
         SandboxBackend::Process => {
             tracing::warn!(
                 "agents' commands run as plain processes of this machine, without isolation"
             );
             let base = config.data_dir.join("sandboxes");
-            let backend = ProcessBackend::new(hands, base).context("sandboxes")?;
+            let backend = ProcessBackend::new(hands, base)
+                .context("sandboxes")?
+                .low_water(sandbox.low_water_bytes);
             Ok(Arc::new(backend))
         }
     }

@@ -226,6 +226,29 @@ impl Step<'_> {
         self.give_way(thread, attempt, ErrorType::UnknownError, message, retry_at);
     }
 
+    /// The sandbox ended in the middle of a call and has been started again, or replaced: the session says
+    /// so and goes on. What became of the call is for its result to say.
+    pub fn sandbox_lost(&mut self, thread: ThreadId) {
+        let Some(state) = self
+            .thread(thread)
+            .filter(|t| t.status == Status::Running && t.request.is_none() && !t.is_interrupted())
+        else {
+            return;
+        };
+        let (attempt, now) = (state.attempt, self.now);
+        self.emit(
+            thread,
+            &Payload::Error {
+                error_type: ErrorType::UnknownError,
+                message: "The sandbox stopped in the middle of a call and was started again."
+                    .to_owned(),
+                retry: RetryStatus::Retrying,
+            },
+        );
+        self.reschedule(thread, attempt, now);
+        self.run(thread);
+    }
+
     fn end_span(&mut self, thread: ThreadId, span: EventId, usage: ModelUsage) {
         self.emit(
             thread,

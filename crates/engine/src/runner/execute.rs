@@ -13,6 +13,28 @@ use crate::{Inner, fail, images::ImageError, machine::CallResult, sandboxes::Acq
 /// Attempts to give a call a sandbox before it gets an error result.
 const SANDBOX_ATTEMPTS: u32 = 3;
 
+const RESTARTED: &str = "The sandbox was restarted while this call was under way, and nothing runs in it \
+    any more. Whether the call took effect is unknown: check before you repeat it.";
+const REPLACED: &str = "The sandbox was lost while this call was under way and replaced by a new one: the \
+    files and programs in it are gone, except for what this session has mounted.";
+
+/// What became of a call.
+#[derive(Debug)]
+pub(super) struct Executed {
+    pub(super) result: CallResult,
+    /// The life of the hands that began in the middle of it.
+    pub(super) new_life: Option<Uuid>,
+}
+
+impl From<CallResult> for Executed {
+    fn from(result: CallResult) -> Self {
+        Self {
+            result,
+            new_life: None,
+        }
+    }
+}
+
 /// Executes a call in the session's sandbox. Whatever happens, there is a result.
 ///
 /// `sent` is the life of the hands that may know this call already. Another life cannot tell what
@@ -23,7 +45,9 @@ pub(super) async fn execute(
     epoch: i64,
     call: &Call,
     mut sent: Option<Uuid>,
-) -> CallResult {
+) -> Executed {
+    // The sandbox that it was sent to by this server.
+    let mut known = None;
     let mut failures = 0;
     let mut outages = 0;
     loop {
@@ -31,11 +55,13 @@ pub(super) async fn execute(
             Ok(sandbox) => {
                 let life = sandbox.boot_id();
                 if sent.is_some_and(|before| before != life) {
-                    return failure(
-                        "The sandbox was restarted while this call was under way. Whether it took \
-                         effect is unknown: check before you repeat it.",
-                    );
+                    let replaced = known.is_some_and(|before| before != *sandbox.handle());
+                    return Executed {
+                        result: failure(if replaced { REPLACED } else { RESTARTED }),
+                        new_life: Some(life),
+                    };
                 }
+                known = Some(sandbox.handle().clone());
                 fail::point("before_call_send");
                 sent = Some(life);
                 match watch(sandbox.call(call)).await {
@@ -43,9 +69,9 @@ pub(super) async fn execute(
                         if inner.sandboxes.outputs_told(session, result.outputs) {
                             inner.capture_soon(session);
                         }
-                        return convert(result);
+                        return convert(result).into();
                     }
-                    Err(SandboxError::Refused(reason)) => return failure(&reason),
+                    Err(SandboxError::Refused(reason)) => return failure(&reason).into(),
                     Err(error) => AcquireError::from(error),
                 }
             }
@@ -59,13 +85,13 @@ pub(super) async fn execute(
             continue;
         }
         if let AcquireError::Image(ImageError::Failed(reason)) = &problem {
-            return failure(reason);
+            return failure(reason).into();
         }
         failures += 1;
         tracing::warn!(%session, error = %problem, failures, "a sandbox call failed");
         if failures >= SANDBOX_ATTEMPTS {
             metrics::counter!("selfsame_sandbox_failures_total").increment(1);
-            return failure(&format!("The sandbox is not available: {problem}"));
+            return failure(&format!("The sandbox is not available: {problem}")).into();
         }
         if !matches!(problem, AcquireError::Sandbox(SandboxError::Lost)) {
             tokio::time::sleep(STORE_RETRY * failures).await;

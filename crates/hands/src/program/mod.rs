@@ -14,6 +14,7 @@
 
 mod calls;
 mod children;
+mod disk;
 mod door;
 mod files;
 mod grep;

@@ -25,7 +25,9 @@ use tokio::{
 };
 
 use super::{
-    children, environment,
+    children,
+    disk::{Disk, Problem},
+    environment,
     output::text,
     places::{Fault, Places},
     shell::{TERM_GRACE, end_all},
@@ -39,6 +41,7 @@ const MAX_OUTPUT: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Runs {
     places: Places,
+    disk: Arc<Disk>,
     /// Held for reading by each command until the last process of it has ended, also after its server
     /// has gone. Taken for writing before the first command of a new session, so that what a dead server
     /// began and what its successor begins are never beside each other.
@@ -72,9 +75,10 @@ impl Drop for Leash {
 }
 
 impl Runs {
-    pub(super) fn new(places: Places) -> Self {
+    pub(super) fn new(places: Places, disk: Arc<Disk>) -> Self {
         Self {
             places,
+            disk,
             going: Arc::default(),
         }
     }
@@ -88,6 +92,10 @@ impl Runs {
     pub(super) async fn run(&self, run: Run, substream: &mut Substream) -> Result<Reply, Fault> {
         let going = Arc::clone(&self.going).read_owned().await;
         let program = run.argv.first().ok_or_else(|| Fault::new("no command"))?;
+        let no_room = |problem: Problem| Fault::new(format!("{program}: {problem}"));
+        if let Some(problem) = self.disk.problem() {
+            return Err(no_room(problem));
+        }
         let directory = match &run.cwd {
             Some(path) => self.places.of_server(path)?,
             None => self.places.workdir(),
@@ -101,12 +109,14 @@ impl Runs {
         let deadline = tokio::time::Instant::now() + run.timeout;
         let code = {
             let mut reading = pin!(tail.read(output));
+            let mut worse = pin!(self.disk.worse_than(None));
             let mut closed = false;
             let code = loop {
                 tokio::select! {
                     biased;
                     () = sleep_until(deadline) => break None,
                     () = gone(substream) => return Err(Fault::new("nobody waits any more")),
+                    problem = &mut worse => return Err(no_room(problem)),
                     exit = children::ended(&started.exit) => break Some(exit.code()),
                     () = &mut reading, if !closed => closed = true,
                 }

@@ -28,6 +28,7 @@ use super::{
     Places, Socket,
     calls::Calls,
     children,
+    disk::Disk,
     door::{self, Door, Prepared},
     outputs,
     places::Fault,
@@ -49,6 +50,8 @@ const FILE_THREADS: usize = 8;
 pub(crate) struct Options {
     pub(crate) socket: Socket,
     pub(crate) places: Places,
+    /// Free bytes of the disk that nothing inside may take; 0 for none.
+    pub(crate) low_water: u64,
     /// Upper limit of a command's own time limit.
     pub(crate) max_timeout: Duration,
 }
@@ -63,6 +66,7 @@ struct Hands {
     transfers: Transfers,
     runs: Runs,
     places: Places,
+    disk: Arc<Disk>,
     door: Door,
 }
 
@@ -109,16 +113,18 @@ async fn start_file_threads() {
 
 async fn run(listener: UnixListener, options: Options, door: Prepared) -> io::Result<()> {
     let boot_id = Uuid::now_v7();
-    let places = options.places;
-    let tools = Tools::new(places.clone(), options.max_timeout);
+    let (places, socket) = (options.places, options.socket);
+    let disk = Arc::new(Disk::new(places.workdir(), options.low_water));
+    let tools = Tools::new(places.clone(), Arc::clone(&disk), options.max_timeout);
     let hands = Arc::new(Hands {
         boot_id,
         admission: Mutex::default(),
         session: Mutex::default(),
         calls: Calls::new(tools),
-        transfers: Transfers::new(places.clone()),
-        runs: Runs::new(places.clone()),
+        transfers: Transfers::new(places.clone(), Arc::clone(&disk)),
+        runs: Runs::new(places.clone(), Arc::clone(&disk)),
         places,
+        disk,
         door: Door::start(door)?,
     });
     let mut term = signal(SignalKind::terminate())?;
@@ -126,6 +132,7 @@ async fn run(listener: UnixListener, options: Options, door: Prepared) -> io::Re
     tokio::select! {
         result = children::reap_for_ever() => result,
         result = accept(listener, &hands) => result,
+        () = socket.abandoned() => Ok(()),
         _ = term.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }?;
@@ -269,6 +276,10 @@ async fn answer(mut substream: Substream, hands: &Hands, settled: &OnceCell<()>)
                 Ok(Err(error)) => Err(Fault(error.to_string())),
                 Err(error) => Err(Fault(error.to_string())),
             }
+        }
+        Request::Disk { used, limit } => {
+            hands.disk.tell(used, limit);
+            Ok(Reply::Done)
         }
         Request::Door => Ok(Reply::Door(hands.door.state().clone())),
     };

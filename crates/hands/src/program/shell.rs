@@ -43,6 +43,7 @@ use uuid::Uuid;
 
 use super::{
     children::{self, Exit},
+    disk::{Disk, Problem},
     environment,
     output::{Capture, text},
 };
@@ -66,6 +67,7 @@ pub(super) enum End {
     Shell(Exit),
     TimedOut,
     Cancelled,
+    NoRoom(Problem),
 }
 
 #[derive(Debug)]
@@ -163,6 +165,7 @@ impl Shell {
         command: &str,
         limit: Duration,
         cancel: &CancellationToken,
+        disk: &Disk,
         capture: &mut Capture,
     ) -> io::Result<End> {
         let (output, between) = self.take_output().await?;
@@ -177,12 +180,19 @@ impl Shell {
         self.command.write_all_at(b"\0", command.len() as u64)?;
         // The position is shared with the shell, which reads on from it.
         rustix::fs::seek(&self.command, rustix::fs::SeekFrom::Start(0))?;
+        let before = disk.problem();
+        disk.let_write(self.pid, before.is_none());
         let order = format!("{call}\n");
         // Never blocks: the pipe is empty, because the shell has taken every order before this one.
         // When it has just died, its exit is what is seen next.
         let _ = rustix::io::write(&self.control, order.as_bytes());
 
-        let end = self.wait(&output, limit, cancel, capture).await;
+        let waiting = self.wait(&output, limit, cancel, capture);
+        let end = tokio::select! {
+            biased;
+            end = waiting => end,
+            problem = disk.worse_than(before) => End::NoRoom(problem),
+        };
         match end {
             End::Status(_) => {
                 // The command wrote all it had to before it ended: exactly what is in the pipe now.
@@ -196,7 +206,7 @@ impl Shell {
                 let rest = read_to_end(&output, capture);
                 let _ = timeout(OUTPUT_GRACE, rest).await;
             }
-            End::TimedOut | End::Cancelled => {
+            End::TimedOut | End::Cancelled | End::NoRoom(_) => {
                 let prey = Prey {
                     group: Some(self.pid),
                     marker: Some(format!("HANDS_CALL={call}")),

@@ -4,10 +4,17 @@ use std::{
     fs, io,
     os::{
         linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener, UnixStream},
+        unix::{
+            fs::MetadataExt,
+            net::{SocketAddr, UnixListener, UnixStream},
+        },
     },
     path::PathBuf,
+    time::Duration,
 };
+
+/// How often to see whether a socket's file is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Socket {
@@ -33,6 +40,19 @@ impl Socket {
 
     pub(super) fn connect(&self) -> io::Result<UnixStream> {
         UnixStream::connect_addr(&self.address()?)
+    }
+
+    /// Resolves when the file that this process listens on is another one, or gone with its directory:
+    /// nobody can ever come again, so nothing that runs here can be of use to anybody.
+    pub(super) async fn abandoned(&self) {
+        let Self::Path(path) = self else {
+            return std::future::pending().await;
+        };
+        let inode = |path: &PathBuf| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        let own = inode(path).ok();
+        while own.is_some() && inode(path).ok() == own {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Listens. A file that an earlier run left is replaced; one that somebody listens on is not.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     children::Exit,
+    disk::{Disk, Problem},
     files, grep,
     output::{Capture, Spill, shorten},
     outputs,
@@ -49,6 +50,7 @@ type Outcome = Result<CallResult, Failure>;
 #[derive(Debug)]
 pub(super) struct Tools {
     places: Places,
+    disk: Arc<Disk>,
     max_timeout: Duration,
     shells: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<Seat>>>>,
 }
@@ -69,9 +71,10 @@ struct BashInput {
 }
 
 impl Tools {
-    pub(super) fn new(places: Places, max_timeout: Duration) -> Self {
+    pub(super) fn new(places: Places, disk: Arc<Disk>, max_timeout: Duration) -> Self {
         Self {
             places,
+            disk,
             max_timeout,
             shells: Mutex::default(),
         }
@@ -87,6 +90,9 @@ impl Tools {
                 "bash" => self.bash(call, cancel).await,
                 "grep" => self.grep(call, cancel).await,
                 "read" => self.blocking(call, cancel, files::read).await,
+                "write" | "edit" if let Some(problem) = self.disk.problem() => {
+                    Err(Failure::new(problem.to_string()))
+                }
                 "write" => self.blocking(call, cancel, files::write).await,
                 "edit" => self.blocking(call, cancel, files::edit).await,
                 "glob" => self.blocking(call, cancel, search::glob).await,
@@ -168,7 +174,7 @@ impl Tools {
             capture.push(notice.as_bytes()).await;
         }
         let end = shell
-            .run(call.id, command, limit, cancel, &mut capture)
+            .run(call.id, command, limit, cancel, &self.disk, &mut capture)
             .await
             .map_err(|error| Failure::new(format!("the shell failed: {error}")));
         let end = match end {
@@ -184,17 +190,23 @@ impl Tools {
         Ok(match end {
             End::Status(status) => {
                 seat.shell = Some(shell);
-                finished(text, blank, Exit::Code(status))
+                self.finished(text, blank, Exit::Code(status))
             }
             End::Shell(exit) => {
                 seat.notice = Some(format!("the previous shell ended with {}", describe(exit)));
-                finished(text, blank, exit)
+                self.finished(text, blank, exit)
             }
             End::TimedOut => {
                 seat.notice =
                     Some("the previous command timed out and its shell was killed".into());
                 let limit = limit.as_secs_f64();
                 let message = format!("bash: command timed out after {limit}s and was killed");
+                CallResult::error(joined(text, blank, &message))
+            }
+            End::NoRoom(problem) => {
+                seat.notice =
+                    Some("the previous command filled the disk and its shell was killed".into());
+                let message = format!("bash: the command was killed, because {problem}");
                 CallResult::error(joined(text, blank, &message))
             }
             End::Cancelled => {
@@ -208,6 +220,19 @@ impl Tools {
                 CallResult::error(format!("{INTERRUPTED}{partial}"))
             }
         })
+    }
+
+    fn finished(&self, text: String, blank: bool, exit: Exit) -> CallResult {
+        match (self.disk.problem(), exit.code()) {
+            // A full sandbox may have less by now: the server says so if it has not.
+            (Some(problem @ Problem::MachineFull), _) => {
+                CallResult::error(joined(text, blank, &format!("bash: {problem}")))
+            }
+            (_, 0) if blank => CallResult::text("(no output)"),
+            (_, 0) => CallResult::text(text),
+            _ if blank => CallResult::error(describe(exit)),
+            _ => CallResult::error(text),
+        }
     }
 
     fn new_shell(&self) -> Result<Shell, Failure> {
@@ -288,15 +313,6 @@ fn describe(exit: Exit) -> String {
     match exit {
         Exit::Code(code) => format!("exit code {code}"),
         Exit::Signal(signal) => format!("signal {signal}"),
-    }
-}
-
-fn finished(text: String, blank: bool, exit: Exit) -> CallResult {
-    match exit.code() {
-        0 if blank => CallResult::text("(no output)"),
-        0 => CallResult::text(text),
-        _ if blank => CallResult::error(describe(exit)),
-        _ => CallResult::error(text),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     io::{self, Read, Write},
     ops::ControlFlow,
     os::fd::OwnedFd,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,6 +32,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use uuid::Uuid;
 
 use super::{
+    disk::Disk,
     places::{Fault, Places},
     walk::{self, Bounds},
 };
@@ -51,13 +53,15 @@ const MAX_LINK: usize = 4095;
 #[derive(Debug)]
 pub(super) struct Transfers {
     places: Places,
+    disk: Arc<Disk>,
     permits: Semaphore,
 }
 
 impl Transfers {
-    pub(super) fn new(places: Places) -> Self {
+    pub(super) fn new(places: Places, disk: Arc<Disk>) -> Self {
         Self {
             places,
+            disk,
             permits: Semaphore::new(MAX_TRANSFERS),
         }
     }
@@ -65,6 +69,9 @@ impl Transfers {
     /// Takes the content that follows.
     pub(super) async fn put(&self, put: Put, substream: &mut Substream) -> Result<Reply, Fault> {
         let _permit = self.permits.acquire().await;
+        if let Some(problem) = self.disk.problem_with(put.size) {
+            return Err(Fault::new(format!("{}: {problem}", put.path)));
+        }
         let (places, path, size) = (self.places.clone(), put.path.clone(), put.size);
         let mut state = blocking(move || Receiving::start(&places, &put)).await?;
         let mut buffer = Vec::new();

@@ -29,9 +29,22 @@ impl Bench {
     }
 
     pub(crate) async fn with_env(env: &[(&str, &str)]) -> Self {
+        Self::with(env, 0).await
+    }
+
+    /// On a machine that keeps so many bytes for itself.
+    pub(crate) async fn with_low_water(bytes: u64) -> Self {
+        Self::with(&[], bytes).await
+    }
+
+    async fn with(env: &[(&str, &str)], low_water: u64) -> Self {
         let base = TempDir::new().unwrap();
         let hands = env!("CARGO_BIN_EXE_selfsame-hands");
-        let backend = Arc::new(ProcessBackend::new(hands, base.path()).unwrap());
+        let backend = Arc::new(
+            ProcessBackend::new(hands, base.path())
+                .unwrap()
+                .low_water(low_water),
+        );
         let mut spec = Spec::new(SandboxId::new(), "");
         spec.env = env
             .iter()

@@ -2,6 +2,7 @@
 
 mod backend;
 mod bash;
+mod disk;
 mod files;
 mod harness;
 mod protocol;

@@ -60,6 +60,13 @@ pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
     let mut ulimits = vec![ulimit("core", 0)];
     // Only what lowers a limit may be set: a daemon in a container or VM may not raise its own.
     ulimits.extend(disk.map(|bytes| ulimit("fsize", bytes)));
+    // Where there is a quota, what is seen from inside is the quota's rest and not the machine's.
+    let quota = disk.filter(|_| facts.quota);
+    let mut command = vec!["serve".to_owned()];
+    if quota.is_none() && facts.options.low_water_bytes > 0 {
+        let bytes = facts.options.low_water_bytes.to_string();
+        command.extend(["--low-water".to_owned(), bytes]);
+    }
     let host = HostConfig {
         // No interface but loopback: the only way out is the stream to the server.
         network_mode: Some("none".to_owned()),
@@ -82,9 +89,7 @@ pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
         pids_limit: pids.map(|most| i64::from(most.max(1))),
         shm_size: Some(memory.map_or(SHM_BYTES, |memory| memory.min(SHM_BYTES))),
         ulimits: Some(ulimits),
-        storage_opt: disk
-            .filter(|_| facts.quota)
-            .map(|bytes| HashMap::from([("size".to_owned(), bytes.to_string())])),
+        storage_opt: quota.map(|bytes| HashMap::from([("size".to_owned(), bytes.to_string())])),
         mounts: Some(vec![hands_mount(facts.hands_volume, true)]),
         // Root inside can write to PID 1's standard streams, and the log is on the host's disk.
         log_config: Some(HostConfigLogConfig {
@@ -106,7 +111,7 @@ pub(super) fn container(spec: &Spec, facts: &Facts<'_>) -> ContainerCreateBody {
         image: Some(spec.image.clone()),
         // Whatever the image says about its own program, user and health check is not asked for.
         entrypoint: Some(vec![HANDS.to_owned()]),
-        cmd: Some(vec!["serve".to_owned()]),
+        cmd: Some(command),
         user: Some("0:0".to_owned()),
         healthcheck: Some(HealthConfig {
             test: Some(vec!["NONE".to_owned()]),
@@ -193,6 +198,7 @@ mod tests {
             runtime: Some("runsc".to_owned()),
             pull: false,
             limits: Limits::default(),
+            low_water_bytes: 1000,
             start_concurrency: 4,
         };
         let facts = Facts {
@@ -236,7 +242,9 @@ mod tests {
     #[test]
     fn limits_come_from_the_spec_and_otherwise_from_the_options() {
         let mut spec = Spec::new(SandboxId::new(), "image");
-        let host = plan(&spec, false).host_config.unwrap();
+        let body = plan(&spec, false);
+        assert_eq!(body.cmd.unwrap(), ["serve", "--low-water", "1000"]);
+        let host = body.host_config.unwrap();
         assert_eq!(host.memory, Some(8 << 30));
         assert_eq!(host.memory_swap, host.memory);
         assert_eq!(host.pids_limit, Some(1024));
@@ -245,7 +253,9 @@ mod tests {
         spec.disk_bytes = Some(1000);
         spec.cpus = Some(64.0);
         spec.pids = Some(7);
-        let host = plan(&spec, true).host_config.unwrap();
+        let body = plan(&spec, true);
+        assert_eq!(body.cmd.unwrap(), ["serve"]);
+        let host = body.host_config.unwrap();
         assert_eq!(host.memory, Some(64 << 20));
         assert_eq!(host.shm_size, Some(64 << 20));
         assert_eq!(host.nano_cpus, Some(2_000_000_000));

@@ -3,13 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use bollard::{
-    models::ContainerConfig,
+    models::{ContainerConfig, ImageInspect},
     query_parameters::{
         CommitContainerOptionsBuilder, CreateImageOptionsBuilder, RemoveImageOptionsBuilder,
     },
 };
 use futures_util::TryStreamExt;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{DEPLOYMENT_LABEL, DockerBackend, SANDBOX_LABEL, of_container, status_of};
 use crate::{Handle, OWN_IMAGES, SandboxError};
@@ -106,6 +106,10 @@ impl DockerBackend {
         labels: &[(String, String)],
     ) -> Result<(), SandboxError> {
         let (repository, tag) = reference(image)?;
+        let replaced = match self.docker.inspect_image(image).await {
+            Ok(image) => image.id,
+            Err(_) => None,
+        };
         let mut labels: HashMap<String, String> = labels.iter().cloned().collect();
         labels.insert(DEPLOYMENT_LABEL.to_owned(), self.options.deployment.clone());
         // The image takes over the container's labels, and a container of the image the image's: it
@@ -128,7 +132,22 @@ impl DockerBackend {
             .commit_container(options, config)
             .await
             .map_err(|error| of_container("make an image of a container", error))?;
+        if let Some(id) = replaced {
+            self.remove_nameless(&id).await;
+        }
         Ok(())
+    }
+
+    /// An image whose name was given to another one: nobody else would ever remove it. It stays where
+    /// it is in use.
+    async fn remove_nameless(&self, id: &str) {
+        let named = |image: ImageInspect| image.repo_tags.is_some_and(|tags| !tags.is_empty());
+        if self.docker.inspect_image(id).await.is_ok_and(named) {
+            return;
+        }
+        if let Err(error) = self.untag_image(id).await {
+            debug!(%error, "an image that was replaced stays");
+        }
     }
 
     pub(super) async fn untag_image(&self, image: &str) -> Result<(), SandboxError> {

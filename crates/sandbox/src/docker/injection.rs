@@ -3,17 +3,18 @@
 //! A volume and not a bind mount, because the daemon may be on another machine or see another file
 //! system; by the Engine API's archive upload, because that needs no program in the image.
 
-use std::{collections::HashMap, io, path::PathBuf};
+use std::{collections::HashMap, io, path::PathBuf, time::SystemTime};
 
 use bollard::{
     body_full,
     models::{ContainerCreateBody, HostConfig, VolumeCreateRequest},
     query_parameters::{
-        ContainerArchiveInfoOptionsBuilder, PruneContainersOptionsBuilder,
-        UploadToContainerOptionsBuilder,
+        ContainerArchiveInfoOptionsBuilder, ListVolumesOptionsBuilder,
+        PruneContainersOptionsBuilder, RemoveVolumeOptions, UploadToContainerOptionsBuilder,
     },
 };
 use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tracing::{debug, info};
@@ -23,9 +24,11 @@ use super::{DEPLOYMENT_LABEL, DockerBackend, HANDS, harden, status_of};
 use crate::SandboxError;
 
 /// On the short-lived containers that are only there to write through.
-const HELPER_LABEL: &str = "dev.selfsame.helper";
+pub(super) const HELPER_LABEL: &str = "dev.selfsame.helper";
 /// On the volumes, so that an operator finds them.
 const VOLUME_LABEL: &str = "dev.selfsame.hands";
+/// A volume that nothing has used is removed when it is older.
+const UNUSED_AGE: SignedDuration = SignedDuration::from_hours(1);
 /// A tar archive comes in blocks of this size.
 const TAR_BLOCK: usize = 512;
 
@@ -78,21 +81,66 @@ impl Hands {
             .read()
             .await
             .map_err(SandboxError::backend("read the hands binary"))?;
-        let digest: String = Sha256::digest(&binary)
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let name = format!("selfsame-hands-{digest}");
+        let name = volume_name(&binary);
         fill(backend, image, &name, binary).await?;
         *known = Some(name.clone());
         Ok(name)
+    }
+
+    /// Removes volumes of other versions of the hands that nothing uses any more. Whoever needs such a
+    /// one all the same fills it again.
+    pub(super) async fn remove_unused(&self, backend: &DockerBackend) -> Result<(), SandboxError> {
+        let filters = HashMap::from([("label", vec![VOLUME_LABEL]), ("dangling", vec!["true"])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let listed = backend
+            .docker
+            .list_volumes(Some(options))
+            .await
+            .map_err(SandboxError::backend("list the volumes of the hands"))?;
+        let own = self.name().await?;
+        let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::MIN);
+        for volume in listed.volumes.into_iter().flatten() {
+            let made = volume
+                .created_at
+                .and_then(|at| at.parse::<Timestamp>().ok());
+            // Another server may just be filling it.
+            let old = made.is_some_and(|made| now.duration_since(made) > UNUSED_AGE);
+            if volume.name == own || !old {
+                continue;
+            }
+            match backend
+                .docker
+                .remove_volume(&volume.name, None::<RemoveVolumeOptions>)
+                .await
+            {
+                Ok(()) => info!(volume = %volume.name, "removed the volume of unused hands"),
+                Err(error) => debug!(volume = %volume.name, %error, "a volume of hands stays"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn name(&self) -> Result<String, SandboxError> {
+        let binary = self
+            .read()
+            .await
+            .map_err(SandboxError::backend("read the hands binary"))?;
+        Ok(volume_name(&binary))
     }
 
     /// The volume turned out to be empty: fill it again at the next need.
     pub(super) async fn forget(&self) {
         *self.volume.lock().await = None;
     }
+}
+
+fn volume_name(binary: &[u8]) -> String {
+    let digest: String = Sha256::digest(binary)
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("selfsame-hands-{digest}")
 }
 
 async fn fill(

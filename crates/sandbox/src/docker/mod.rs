@@ -15,17 +15,14 @@
 //! several deployments can share one daemon. Nothing else is remembered here: the daemon's own list is the
 //! truth, and a container whose creation was cut short is found by it.
 
+mod disk;
 mod harden;
 mod images;
 mod injection;
 mod stream;
 mod transport;
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::atomic::{AtomicU8, Ordering},
-};
+use std::{collections::HashMap, path::PathBuf, sync::atomic::AtomicU8};
 
 use async_trait::async_trait;
 use bollard::{
@@ -39,7 +36,9 @@ use bollard::{
     },
 };
 use tokio::sync::Semaphore;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
+
+pub use disk::DiskLimit;
 
 use crate::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
 
@@ -72,6 +71,9 @@ pub struct DockerOptions {
     pub pull: bool,
     /// What a [`Spec`] that names no limit gets.
     pub limits: Limits,
+    /// Free bytes of the machine's disk that sandboxes leave alone: with less, none is made and none
+    /// may write. 0 for none.
+    pub low_water_bytes: u64,
     /// Starts at a time, at least one. A daemon serialises most of a start, so that more than a few
     /// only make each one slower.
     pub start_concurrency: u32,
@@ -100,27 +102,18 @@ impl Default for Limits {
     }
 }
 
-/// How the disk of a sandbox is bounded on this daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum DiskLimit {
-    /// Not known before the first sandbox was created.
-    Unknown = 0,
-    /// The daemon enforces `disk_bytes` over everything written.
-    Quota = 1,
-    /// No file can grow beyond `disk_bytes`; many files together can.
-    FileSize = 2,
-}
-
 /// Sandboxes on one Docker daemon.
 #[derive(Debug)]
 pub struct DockerBackend {
     docker: Docker,
     name: String,
+    /// The storage driver.
+    storage: String,
     options: DockerOptions,
     /// CPUs of the daemon's host.
     cpus: u32,
     disk_limit: AtomicU8,
+    disk_host: disk::Host,
     hands: injection::Hands,
     starts: Semaphore,
 }
@@ -157,25 +150,26 @@ impl DockerBackend {
         Ok(Self {
             docker,
             name,
+            storage: info.driver.clone().unwrap_or_default(),
             cpus: info
                 .ncpu
                 .and_then(|n| u32::try_from(n).ok())
                 .unwrap_or(1)
                 .max(1),
-            disk_limit: AtomicU8::new(disk_limit_of(&info) as u8),
+            disk_limit: AtomicU8::new(disk::limit_of(&info) as u8),
+            disk_host: disk::Host::of(&options, &info),
             starts: Semaphore::new(options.start_concurrency.max(1) as usize),
             options,
             hands,
         })
     }
 
-    /// How the disk is bounded, as far as it is known by now.
-    #[must_use]
-    pub fn disk_limit(&self) -> DiskLimit {
-        match self.disk_limit.load(Ordering::Relaxed) {
-            1 => DiskLimit::Quota,
-            2 => DiskLimit::FileSize,
-            _ => DiskLimit::Unknown,
+    /// What is best done when a server starts, and harms nothing if it is not: finds out how the disk is
+    /// bounded, and removes what older versions have left. `image` is any that is there.
+    pub async fn settle(&self, image: &str) {
+        self.learn_disk_limit(image).await;
+        if let Err(error) = self.hands.remove_unused(self).await {
+            debug!(%error, "volumes of unused hands stay");
         }
     }
 
@@ -202,47 +196,6 @@ impl DockerBackend {
             }
             Err(error) => Err(SandboxError::backend("create a container")(error)),
         }
-    }
-
-    /// Creates the container of `spec` with a disk quota where the daemon has one.
-    async fn create_limited(&self, spec: &Spec, volume: &str) -> Result<String, SandboxError> {
-        let name = format!("selfsame-{}", spec.id);
-        let plan = |quota| {
-            harden::container(
-                spec,
-                &harden::Facts {
-                    options: &self.options,
-                    cpus: self.cpus,
-                    hands_volume: volume,
-                    quota,
-                },
-            )
-        };
-        let known = self.disk_limit();
-        let body = plan(known != DiskLimit::FileSize);
-        let asked = body
-            .host_config
-            .as_ref()
-            .is_some_and(|host| host.storage_opt.is_some());
-        let result = self.create_container(&name, body).await;
-        let limit = match (known, &result) {
-            (DiskLimit::Unknown, Ok(_)) if asked => DiskLimit::Quota,
-            (DiskLimit::Unknown, Err(error)) if is_quota_refusal(error) => DiskLimit::FileSize,
-            _ => return result,
-        };
-        if self.disk_limit.swap(limit as u8, Ordering::Relaxed) != limit as u8 {
-            match limit {
-                DiskLimit::Quota => info!("the disk of a sandbox is bounded by a quota"),
-                _ => warn!(
-                    "this Docker daemon has no disk quotas: the size of a file is bounded, the sum \
-                     of all files is not"
-                ),
-            }
-        }
-        if limit == DiskLimit::FileSize {
-            return self.create_container(&name, plan(false)).await;
-        }
-        result
     }
 
     async fn start_container(&self, id: &str) -> Result<(), DockerError> {
@@ -276,6 +229,7 @@ impl Backend for DockerBackend {
     }
 
     async fn create(&self, spec: &Spec) -> Result<Handle, SandboxError> {
+        self.disk_host.has_room()?;
         let _permit = self.starts.acquire().await;
         let mut last_try = false;
         loop {
@@ -330,6 +284,10 @@ impl Backend for DockerBackend {
             (Some(true), _) => Status::Running,
             _ => Status::Stopped,
         })
+    }
+
+    async fn disk_used(&self, handle: &Handle) -> Result<Option<u64>, SandboxError> {
+        self.written(handle).await
     }
 
     async fn commit(
@@ -459,14 +417,6 @@ fn backend_name(version: &SystemVersion, info: &SystemInfo) -> String {
     }
 }
 
-/// Only drivers that refuse a quota they cannot keep are worth asking: the others ignore it.
-fn disk_limit_of(info: &SystemInfo) -> DiskLimit {
-    match info.driver.as_deref() {
-        Some("overlay2" | "btrfs" | "zfs") => DiskLimit::Unknown,
-        _ => DiskLimit::FileSize,
-    }
-}
-
 fn status_of(error: &DockerError) -> Option<u16> {
     match error {
         DockerError::DockerResponseServerError { status_code, .. } => Some(*status_code),
@@ -486,14 +436,6 @@ fn of_container(operation: &'static str, error: DockerError) -> SandboxError {
 
 fn is_missing_image(error: &DockerError) -> bool {
     status_of(error) == Some(404) && error.to_string().to_lowercase().contains("image")
-}
-
-fn is_quota_refusal(error: &SandboxError) -> bool {
-    let SandboxError::Backend { source, .. } = error else {
-        return false;
-    };
-    let text = source.to_string().to_lowercase();
-    text.contains("storage-opt") || text.contains("storage opt") || text.contains("quota")
 }
 
 #[cfg(test)]
@@ -521,16 +463,5 @@ mod tests {
         }
         let text = check_daemon(&version("1.44"), &info, Some("runsc")).unwrap_err();
         assert!(text.contains("runsc") && text.contains("runc"), "{text}");
-    }
-
-    #[test]
-    fn a_quota_is_only_asked_of_drivers_that_would_refuse_it() {
-        let driver = |name: &str| SystemInfo {
-            driver: Some(name.to_owned()),
-            ..Default::default()
-        };
-        assert_eq!(disk_limit_of(&driver("overlay2")), DiskLimit::Unknown);
-        assert_eq!(disk_limit_of(&driver("overlayfs")), DiskLimit::FileSize);
-        assert_eq!(disk_limit_of(&driver("vfs")), DiskLimit::FileSize);
     }
 }

@@ -68,6 +68,7 @@ pub(crate) async fn inside<F: Future<Output = ()> + Send + 'static>(
         runtime: None,
         pull: false,
         limits: Limits::default(),
+        low_water_bytes: 0,
         start_concurrency: 4,
     })
     .await

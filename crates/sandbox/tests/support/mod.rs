@@ -1,7 +1,11 @@
 //! What the tests share that need the real hands in real containers.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
+use bollard::{
+    Docker,
+    query_parameters::{ListImagesOptionsBuilder, RemoveImageOptionsBuilder},
+};
 use selfsame_sandbox::{
     Backend, Call, CallResult, Content, DockerBackend, DockerOptions, Limits, Sandbox,
 };
@@ -66,29 +70,51 @@ pub(crate) async fn bash(sandbox: &Sandbox, command: &str) -> String {
     text(&result)
 }
 
-/// A deployment of its own, of which nothing stays, also when the test fails.
-pub(crate) async fn deployment<T>(limits: Limits, test: impl FnOnce(Arc<DockerBackend>) -> T)
-where
-    T: Future<Output = ()> + Send + 'static,
-{
-    let backend = DockerBackend::connect(DockerOptions {
+/// A deployment of its own.
+pub(crate) fn options(limits: Limits) -> DockerOptions {
+    DockerOptions {
         host: None,
         deployment: format!("test-{}", Uuid::now_v7().simple()),
         hands: hands(),
         runtime: None,
         pull: false,
         limits,
+        low_water_bytes: 0,
         start_concurrency: 4,
-    })
-    .await
-    .unwrap();
-    let backend = Arc::new(backend);
+    }
+}
+
+/// A deployment of which nothing stays, also when the test fails.
+pub(crate) async fn deployment<T>(limits: Limits, test: impl FnOnce(Arc<DockerBackend>) -> T)
+where
+    T: Future<Output = ()> + Send + 'static,
+{
+    let options = options(limits);
+    let deployment = options.deployment.clone();
+    let backend = Arc::new(DockerBackend::connect(options).await.unwrap());
     let outcome = tokio::spawn(timeout(PATIENCE, test(Arc::clone(&backend)))).await;
     for left in backend.list().await.unwrap() {
         backend.remove(&left.handle).await.unwrap();
     }
+    remove_images(&deployment).await;
     match outcome {
         Ok(outcome) => outcome.expect("the test took too long"),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Images that a test has made of its sandboxes, named or not.
+async fn remove_images(deployment: &str) {
+    let docker = Docker::connect_with_defaults().unwrap();
+    let label = format!("dev.selfsame.deployment={deployment}");
+    let filters = HashMap::from([("label", vec![label.as_str()])]);
+    let options = ListImagesOptionsBuilder::new()
+        .all(true)
+        .filters(&filters)
+        .build();
+    for image in docker.list_images(Some(options)).await.unwrap() {
+        let force = RemoveImageOptionsBuilder::new().force(true).build();
+        // One below another goes with it.
+        let _ = docker.remove_image(&image.id, Some(force), None).await;
     }
 }

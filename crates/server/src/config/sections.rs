@@ -90,6 +90,7 @@ pub struct Sandbox {
     pub pids: Option<u32>,
     #[serde(deserialize_with = "zero_is_none")]
     pub disk_bytes: Option<u64>,
+    pub low_water_bytes: u64,
     pub warm: u32,
     #[serde(deserialize_with = "positive")]
     pub start_concurrency: u32,

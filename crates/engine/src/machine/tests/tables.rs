@@ -818,6 +818,36 @@ impl Story {
     }
 }
 
+// The sandbox ------------------------------------------------------------------------------------
+
+#[test]
+fn a_lost_sandbox_is_told_and_the_turn_goes_on() {
+    let mut story = Story::begun();
+    let calls = story.respond(vec![allow("read"), allow("bash")]);
+    let thread = story.sim.thread();
+    story.seen = story.sim.log.len();
+    story.sim.run(|step| {
+        step.sandbox_lost(thread);
+        step.finish_call(thread, calls[0], super::sim::result("unknown"));
+    });
+    story.expect(&[&RESCHEDULED[..], &RUNNING[..], &["agent.tool_result"]].concat());
+    assert_eq!(
+        story.last("session.error")["error"]["type"],
+        "unknown_error"
+    );
+    assert_eq!(story.runnable(), calls[1..]);
+    assert_eq!(story.sim.machine.primary().attempt, 0);
+    // An interrupt that waits comes first, and an idle session has nothing to say.
+    story.send(&[interrupt()]);
+    story.seen = story.sim.log.len();
+    story.sim.run(|step| step.sandbox_lost(thread));
+    story.expect(&[]);
+    story.sim.interrupt(Vec::new());
+    story.seen = story.sim.log.len();
+    story.sim.run(|step| step.sandbox_lost(thread));
+    story.expect(&[]);
+}
+
 // Takeover ---------------------------------------------------------------------------------------
 
 #[test]
