@@ -2,9 +2,12 @@
 
 mod client;
 mod crash;
+mod docker;
 mod lifecycle;
+mod programs;
 mod sandboxes;
 mod servers;
+mod standins;
 mod stream;
 mod workbench;
 mod world;
