@@ -3,10 +3,13 @@
 mod client;
 mod containers;
 mod crash;
+mod docker;
 mod lifecycle;
-//mod repositories;
+mod programs;
+mod repositories;
 mod sandboxes;
 mod servers;
+mod standins;
 mod stream;
 mod workbench;
 mod world;

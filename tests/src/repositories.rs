@@ -45,8 +45,14 @@ async fn guard(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> R
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let token = gate.token.lock().expect("a token").clone();
-    let expected = format!("Basic {}", STANDARD.encode(format!("x-access-token:{token}")));
-    if request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok())
+    let expected = format!(
+        "Basic {}",
+        STANDARD.encode(format!("x-access-token:{token}"))
+    );
+    if request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
         != Some(expected.as_str())
     {
         let mut response = StatusCode::UNAUTHORIZED.into_response();
@@ -137,7 +143,9 @@ impl Host {
     async fn session(&self, resources: &Value) -> Result<Value> {
         let client = self.client();
         let name = uuid::Uuid::now_v7().to_string();
-        let environment = client.post("/v1/environments", &json!({"name": name})).await?;
+        let environment = client
+            .post("/v1/environments", &json!({"name": name}))
+            .await?;
         let tools = json!([{"type": "agent_toolset_20260401"}]);
         let agent = json!({"name": "git", "model": "mock", "tools": tools});
         let agent = client.post("/v1/agents", &agent).await?;
@@ -162,9 +170,14 @@ impl Host {
         let events = client.list(session).await?;
         check_order(&events).await?;
         let turn = events[before..].to_vec();
-        let result = turn.iter().find(|event| event["type"] == "agent.tool_result");
+        let result = turn
+            .iter()
+            .find(|event| event["type"] == "agent.tool_result");
         let result = result.with_context(|| format!("a result: {:#?}", shape(&turn)))?;
-        let text = result["content"][0]["text"].as_str().unwrap_or("").to_owned();
+        let text = result["content"][0]["text"]
+            .as_str()
+            .unwrap_or("")
+            .to_owned();
         Ok((result["is_error"] == true, text, turn))
     }
 }
@@ -201,9 +214,14 @@ true
 async fn a_repository_works_and_its_token_is_nowhere_inside() -> Result<()> {
     let host = Host::start().await?;
     let checkout = json!({"type": "branch", "name": "feature/x"});
-    let session = host.session(&json!([repository("tool", Some(TOKEN), checkout)])).await?;
+    let session = host
+        .session(&json!([repository("tool", Some(TOKEN), checkout)]))
+        .await?;
     ensure!(!session.to_string().contains(TOKEN));
-    let resource = session["resources"][0]["id"].as_str().context("an id")?.to_owned();
+    let resource = session["resources"][0]["id"]
+        .as_str()
+        .context("an id")?
+        .to_owned();
     let session = session["id"].as_str().context("an id")?.to_owned();
     let (failed, text, turn) = host
         .bash(
@@ -234,10 +252,16 @@ async fn a_repository_works_and_its_token_is_nowhere_inside() -> Result<()> {
     let (half, rest) = TOKEN.split_at(10);
     let search = format!("needle={half}; needle=\"$needle{rest}\"\n{SEARCH}");
     let (_, found, _) = host.bash(&session, &search).await?;
-    ensure!(found.trim() == "(no output)" || found.trim().is_empty(), "{found}");
+    ensure!(
+        found.trim() == "(no output)" || found.trim().is_empty(),
+        "{found}"
+    );
     let plant = format!("printf '%s%s' {half} {rest} > /workspace/planted; ");
     let (_, found, _) = host.bash(&session, &(plant + &search)).await?;
-    ensure!(found.contains("file /workspace/planted"), "the search is blind: {found}");
+    ensure!(
+        found.contains("file /workspace/planted"),
+        "the search is blind: {found}"
+    );
     // Nor is it in the log of the session or of the server.
     let events = host.client().list(&session).await?;
     ensure!(!json!(events).to_string().contains(TOKEN));
@@ -245,11 +269,17 @@ async fn a_repository_works_and_its_token_is_nowhere_inside() -> Result<()> {
 
     // The host takes another token from now on; so does the session, without a restart.
     "ghp_second".clone_into(&mut host.gate.token.lock().expect("a token"));
-    let (failed, text, _) = host.bash(&session, "cd /workspace/tool && git fetch 2>&1").await?;
+    let (failed, text, _) = host
+        .bash(&session, "cd /workspace/tool && git fetch 2>&1")
+        .await?;
     ensure!(failed, "the old token still opens: {text}");
     let path = format!("/v1/sessions/{session}/resources/{resource}");
-    host.client().post(&path, &json!({"authorization_token": "ghp_second"})).await?;
-    let (failed, text, _) = host.bash(&session, "cd /workspace/tool && git fetch 2>&1").await?;
+    host.client()
+        .post(&path, &json!({"authorization_token": "ghp_second"}))
+        .await?;
+    let (failed, text, _) = host
+        .bash(&session, "cd /workspace/tool && git fetch 2>&1")
+        .await?;
     ensure!(!failed, "{text}");
     Ok(())
 }
@@ -257,21 +287,35 @@ async fn a_repository_works_and_its_token_is_nowhere_inside() -> Result<()> {
 #[tokio::test]
 async fn commits_are_checked_out_and_their_skills_announced() -> Result<()> {
     let host = Host::start().await?;
-    let mut resource = repository("tool", Some(TOKEN), json!({"type": "commit", "sha": &host.first[..12]}));
+    let mut resource = repository(
+        "tool",
+        Some(TOKEN),
+        json!({"type": "commit", "sha": &host.first[..12]}),
+    );
     resource["mount_path"] = json!("/workspace/src/old");
     let session = host.session(&json!([resource])).await?;
     let session = session["id"].as_str().context("an id")?.to_owned();
     let (failed, text, _) = host
-        .bash(&session, "cd /workspace/src/old && git rev-parse HEAD && cat README")
+        .bash(
+            &session,
+            "cd /workspace/src/old && git rev-parse HEAD && cat README",
+        )
         .await?;
-    ensure!(!failed && text.trim() == format!("{}\nfirst", host.first), "{text}");
-    let request = host.world.model.requests().pop().context("a request")?;
+    ensure!(
+        !failed && text.trim() == format!("{}\nfirst", host.first),
+        "{text}"
+    );
+    let request = host.world.model.requests(None).pop().context("a request")?;
     for said in [
         "/workspace/src/old (https://github.com/acme/tool)",
         "/workspace/src/old/.claude/skills/release/SKILL.md",
         "How we release.",
     ] {
-        ensure!(request.body.contains(said), "{said} is not in {}", request.body);
+        ensure!(
+            request.body.contains(said),
+            "{said} is not in {}",
+            request.body
+        );
     }
     Ok(())
 }
@@ -281,12 +325,32 @@ async fn a_session_goes_on_without_a_repository_that_cannot_be_had() -> Result<(
     let host = Host::start().await?;
     let missing = json!({"type": "branch", "name": "no-such-branch"});
     let cases = [
-        ("tool", Some("ghp_wrong"), Value::Null, "repository_authentication_error"),
+        (
+            "tool",
+            Some("ghp_wrong"),
+            Value::Null,
+            "repository_authentication_error",
+        ),
         ("tool", None, Value::Null, "repository_authentication_error"),
-        ("forbidden", Some(TOKEN), Value::Null, "repository_forbidden_error"),
-        ("gone", Some(TOKEN), Value::Null, "repository_not_found_error"),
+        (
+            "forbidden",
+            Some(TOKEN),
+            Value::Null,
+            "repository_forbidden_error",
+        ),
+        (
+            "gone",
+            Some(TOKEN),
+            Value::Null,
+            "repository_not_found_error",
+        ),
         ("tool", Some(TOKEN), missing, "repository_checkout_error"),
-        ("tool", Some(TOKEN), json!({"type": "commit", "sha": "0123456789abcdef"}), "repository_checkout_error"),
+        (
+            "tool",
+            Some(TOKEN),
+            json!({"type": "commit", "sha": "0123456789abcdef"}),
+            "repository_checkout_error",
+        ),
         ("broken", Some(TOKEN), Value::Null, "repository_clone_error"),
     ];
     for (name, token, checkout, expected) in cases {
@@ -294,8 +358,10 @@ async fn a_session_goes_on_without_a_repository_that_cannot_be_had() -> Result<(
         let session = host.session(&json!([resource])).await?;
         let session = session["id"].as_str().context("an id")?.to_owned();
         let (failed, text, turn) = host.bash(&session, "ls -A /workspace").await?;
-        let errors: Vec<&Value> =
-            turn.iter().filter(|event| event["type"] == "session.error").collect();
+        let errors: Vec<&Value> = turn
+            .iter()
+            .filter(|event| event["type"] == "session.error")
+            .collect();
         ensure!(errors.len() == 1, "{expected}: {turn:#?}");
         let error = &errors[0]["error"];
         ensure!(error["type"] == expected, "{error}");
