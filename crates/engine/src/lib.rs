@@ -118,10 +118,12 @@ impl Engine {
         let server = ServerId::new();
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let images = Images::new(
-            Arc::new(SandboxBuilder::new(
-                Arc::clone(&backend),
-                config.sandbox.clone(),
-            )),
+            Arc::new(SandboxBuilder {
+                backend: Arc::clone(&backend),
+                config: config.sandbox.clone(),
+                door: door.clone(),
+                trust: config.trust.clone(),
+            }),
             store.clone(),
             server,
             config.images.clone(),
@@ -165,6 +167,12 @@ impl Engine {
     #[must_use]
     pub fn server_id(&self) -> ServerId {
         self.inner.server
+    }
+
+    /// Whether an environment's packages can be installed here.
+    #[must_use]
+    pub fn installs_packages(&self) -> bool {
+        self.inner.sandboxes.makes_images()
     }
 
     /// Models that sessions may use.

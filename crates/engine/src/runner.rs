@@ -416,7 +416,7 @@ impl Runner {
                 tracing::warn!(session = %self.session, %error, "a sandbox could not be fitted out");
                 let backoff = self.inner.config.backoff.clone();
                 let random: f64 = rand::random();
-                let message = format!("The sandbox could not be prepared: {error}");
+                let message = error.told();
                 self.append_at(None, |step, now| {
                     let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
                     let wait = error

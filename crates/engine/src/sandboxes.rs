@@ -66,6 +66,15 @@ pub enum AcquireError {
 }
 
 impl AcquireError {
+    /// What a client is told.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Image(ImageError::Failed(reason)) => reason.clone(),
+            error => format!("The sandbox could not be prepared: {error}"),
+        }
+    }
+
     /// Another attempt may succeed.
     #[must_use]
     pub fn is_passing(&self) -> bool {
@@ -174,6 +183,11 @@ impl Sandboxes {
     #[must_use]
     pub fn backend_name(&self) -> &str {
         self.backend.name()
+    }
+
+    #[must_use]
+    pub fn makes_images(&self) -> bool {
+        self.backend.makes_images()
     }
 
     fn slot(&self, session: SessionId) -> Arc<tokio::sync::Mutex<Slot>> {
@@ -304,6 +318,8 @@ impl Sandboxes {
             if wanted.equipment.findings.is_none() {
                 wanted = self.workbench.wanted(session).await?;
             }
+        } else if wanted.agent.spec.needs_sandbox() {
+            self.await_image(session, &wanted).await?;
         }
         Ok((self.workbench.briefing(&wanted)?, troubles))
     }
@@ -461,15 +477,7 @@ impl Sandboxes {
         session: SessionId,
         outfit: &Outfit,
     ) -> Result<(SandboxRecord, Option<Sandbox>), AcquireError> {
-        if let EnvironmentConfig::Cloud(config) = &outfit.environment
-            && !config.packages.is_empty()
-        {
-            let wanted = Wanted {
-                workspace: outfit.equipment.workspace,
-                environment: outfit.equipment.environment_id,
-                session,
-                config,
-            };
+        if let Some(wanted) = packages(session, outfit) {
             return Ok((self.make_with_packages(&wanted).await?, None));
         }
         let taken = self
@@ -488,6 +496,20 @@ impl Sandboxes {
         }
         let made = self.make(Some(session), &self.config.image).await?;
         Ok((made, None))
+    }
+
+    /// Waits until there is an image with the packages of a session's environment. Its sandbox is made of
+    /// it while the model is asked; but packages that are not to be had are no case for the model.
+    async fn await_image(&self, session: SessionId, outfit: &Outfit) -> Result<(), AcquireError> {
+        let Some(wanted) = packages(session, outfit) else {
+            return Ok(());
+        };
+        // Its own sandbox has what was installed then, whatever the configured image is today.
+        let made = self.store.sandbox_of(session).await?;
+        if made.is_none_or(|record| record.handle.is_none()) {
+            self.images.image(&wanted).await?;
+        }
+        Ok(())
     }
 
     async fn make_with_packages(&self, wanted: &Wanted<'_>) -> Result<SandboxRecord, AcquireError> {
@@ -707,6 +729,19 @@ impl Sandboxes {
             }
         }
         Ok(removed)
+    }
+}
+
+/// What a session's environment wants to have installed, if it wants anything.
+fn packages(session: SessionId, outfit: &Outfit) -> Option<Wanted<'_>> {
+    match &outfit.environment {
+        EnvironmentConfig::Cloud(config) if !config.packages.is_empty() => Some(Wanted {
+            workspace: outfit.equipment.workspace,
+            environment: outfit.equipment.environment_id,
+            session,
+            config,
+        }),
+        _ => None,
     }
 }
 

@@ -109,13 +109,13 @@ impl Engine {
             &inner.models,
         ));
         // What has to be mounted first keeps the first request waiting.
+        let needs_sandbox = request.agent.spec.needs_sandbox();
         let equipped = !request.resources.is_empty()
             || !request.skills.is_empty()
-            || has_packages(&environment);
+            || (needs_sandbox && has_packages(&environment));
         let names: Vec<_> = request.resources.iter().map(file_id).collect();
         let (workspace, at) = (request.workspace, request.created_at);
         let resources = resources::rows(&inner.store, workspace, request.resources, at).await?;
-        let needs_sandbox = request.agent.spec.needs_sandbox();
         let here = inner.room() > 0;
         let now = request.created_at;
         let machine = Machine::new(thread, request.agent.spec.name.clone());

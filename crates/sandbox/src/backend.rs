@@ -35,6 +35,11 @@ pub trait Backend: Send + Sync + Debug {
     /// Everything of this deployment, running or not, for the reaper.
     async fn list(&self) -> Result<Vec<Listed>, SandboxError>;
 
+    /// Whether it can make images of sandboxes.
+    fn makes_images(&self) -> bool {
+        false
+    }
+
     /// Makes an image (`repository:tag`, replaced if it exists) of a sandbox's files, its processes left
     /// out. It can be the image of other sandboxes, of this deployment and of no other.
     ///

@@ -4,14 +4,19 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use selfsame_sandbox::{Backend, Handle, Key, Run, Sandbox, SandboxError};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use super::{
     BuildError, Builder, Order,
     recipe::{self, Step},
 };
-use crate::{SandboxConfig, sandboxes::spec};
+use crate::{
+    SandboxConfig,
+    door::{Access, Door},
+    sandboxes::spec,
+    workbench::network,
+};
 
 /// One command's; the whole installation has a limit of its own, which is the operator's.
 const STEP_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -24,13 +29,37 @@ const REASON_CHARS: usize = 2000;
 /// Builds images with the sandboxes of this server's backend.
 #[derive(Debug)]
 pub(crate) struct SandboxBuilder {
-    backend: Arc<dyn Backend>,
-    config: SandboxConfig,
+    pub backend: Arc<dyn Backend>,
+    pub config: SandboxConfig,
+    pub door: Door,
+    /// Certificates that programs inside trust besides their image's own, as PEM.
+    pub trust: Option<String>,
 }
 
 impl SandboxBuilder {
-    pub(crate) fn new(backend: Arc<dyn Backend>, config: SandboxConfig) -> Self {
-        Self { backend, config }
+    /// Connects to the sandbox and opens the door to it, as the environment says.
+    async fn attach(&self, handle: &Handle, order: &Order) -> Result<Sandbox, SandboxError> {
+        // The key is used once: nobody connects to this sandbox a second time.
+        let key = Key(rand::random());
+        let sandbox = Sandbox::attach(&*self.backend, handle, &key, 0).await?;
+        if let Some(pem) = &self.trust {
+            sandbox.trust(pem).await?;
+        }
+        if let Some(outgoing) = sandbox.outgoing() {
+            let access = Access {
+                session: order.session,
+                // Packages come from no agent's servers.
+                network: network(&order.networking, std::iter::empty()),
+                repositories: Vec::new(),
+            };
+            let (door, access) = (self.door.clone(), Some(Arc::new(access)));
+            // Ends when the connection to the sandbox does.
+            tokio::spawn(async move {
+                let (_constant, access) = watch::channel(access);
+                door.serve(outgoing, access).await;
+            });
+        }
+        Ok(sandbox)
     }
 }
 
@@ -55,9 +84,7 @@ impl Builder for SandboxBuilder {
             backend: Arc::clone(&self.backend),
             handle: Some(handle.clone()),
         };
-        // The key is used once: nobody connects to this sandbox a second time.
-        let key = Key(rand::random());
-        let sandbox = Sandbox::attach(&*self.backend, &handle, &key, 0).await?;
+        let sandbox = self.attach(&handle, order).await?;
         install(&sandbox, order).await?;
         let labels = [
             (

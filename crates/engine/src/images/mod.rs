@@ -31,7 +31,8 @@ use async_trait::async_trait;
 use selfsame_sandbox::SandboxError;
 use selfsame_store::{ImageKey, ImageState, Store, StoreError};
 use selfsame_types::{
-    EnvironmentId, SandboxId, ServerId, SessionId, WorkspaceId, environment::CloudConfig,
+    EnvironmentId, SandboxId, ServerId, SessionId, WorkspaceId,
+    environment::{CloudConfig, Networking},
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -61,9 +62,9 @@ pub struct ImagesConfig {
 /// Why there is no image.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ImageError {
-    /// The packages cannot be installed. The text is for the client: it names the manager and has the
-    /// end of what it printed.
-    #[error("{0}")]
+    /// The packages cannot be installed. The text is for the client, and not for logs: it names the
+    /// manager and has the end of what it printed, which may repeat a secret in a package's address.
+    #[error("the environment's packages could not be installed")]
     Failed(String),
     /// Ours, and may pass.
     #[error("the image with the environment's packages could not be made: {0}")]
@@ -104,6 +105,7 @@ pub(crate) struct Order {
     pub sandbox: SandboxId,
     /// What to call the result.
     pub image: String,
+    pub networking: Networking,
     recipe: Recipe,
 }
 
@@ -180,6 +182,7 @@ impl Images {
             session: wanted.session,
             sandbox: SandboxId::new(),
             image: key.image.clone(),
+            networking: wanted.config.networking.clone(),
             recipe,
         };
         let mut outcome = self.join(&key, order);

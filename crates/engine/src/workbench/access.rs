@@ -6,7 +6,7 @@ use selfsame_net::{Hosts, hosts::HostPattern};
 use selfsame_store::ResourceKind;
 use selfsame_types::{
     SessionId,
-    environment::{EnvironmentConfig, Networking},
+    environment::{EnvironmentConfig, LimitedNetwork, Networking},
     session::{self, SessionResource},
 };
 use url::Url;
@@ -56,25 +56,33 @@ impl Workbench {
         }
         Ok(Arc::new(Access {
             session,
-            network: network(wanted),
+            network: of_session(wanted),
             repositories,
         }))
     }
 }
 
-fn network(wanted: &Outfit) -> Network {
-    let limited = match &wanted.environment {
-        EnvironmentConfig::Cloud(cloud) => match &cloud.networking {
-            Networking::Unrestricted(_) => return Network::Unrestricted,
-            Networking::Limited(limited) => limited,
-        },
-        // Its tools run elsewhere.
-        EnvironmentConfig::SelfHosted(_) => &Default::default(),
-    };
+fn of_session(wanted: &Outfit) -> Network {
     let mcp_hosts = wanted.agent.spec.mcp_servers.iter().filter_map(|server| {
         let url: Url = server.url.parse().ok()?;
         url.host_str().map(str::to_ascii_lowercase)
     });
+    match &wanted.environment {
+        EnvironmentConfig::Cloud(cloud) => network(&cloud.networking, mcp_hosts),
+        // Its tools run elsewhere.
+        EnvironmentConfig::SelfHosted(_) => network(
+            &Networking::Limited(LimitedNetwork::default()),
+            std::iter::empty(),
+        ),
+    }
+}
+
+/// What an environment says about its sandboxes' network. The hosts of MCP servers are the agent's.
+pub(crate) fn network(networking: &Networking, mcp_hosts: impl Iterator<Item = String>) -> Network {
+    let limited = match networking {
+        Networking::Unrestricted(_) => return Network::Unrestricted,
+        Networking::Limited(limited) => limited,
+    };
     let mcp_hosts = mcp_hosts.filter(|_| limited.allow_mcp_servers);
     // What was saved was checked; what does not parse all the same opens nothing.
     let hosts = |list: &mut dyn Iterator<Item = String>| {
@@ -83,6 +91,6 @@ fn network(wanted: &Outfit) -> Network {
     Network::Limited {
         allowed_hosts: hosts(&mut limited.allowed_hosts.iter().cloned()),
         package_hosts: limited.allow_package_managers,
-        extra_hosts: hosts(&mut mcp_hosts.into_iter()),
+        extra_hosts: hosts(&mut { mcp_hosts }),
     }
 }

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::{machine::Trouble, resources};
 
+pub(crate) use access::network;
 pub(crate) use outputs::Outputs;
 
 /// Where what the user is meant to receive is written.
@@ -170,10 +171,9 @@ pub(crate) fn has_packages(environment: &EnvironmentConfig) -> bool {
 }
 
 impl Outfit {
-    /// Whether the model is asked only when the sandbox is ready: what is in it is part of the question,
-    /// or may turn out not to be had.
+    /// Whether the model is asked only when the sandbox is ready: what is in it is part of the question.
     pub fn comes_first(&self) -> bool {
-        !self.equipment.resources.is_empty() || has_packages(&self.environment)
+        !self.equipment.resources.is_empty()
     }
 
     /// Resources that are not removed, as the API shows them.

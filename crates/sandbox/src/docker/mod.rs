@@ -299,6 +299,10 @@ impl Backend for DockerBackend {
         self.commit_image(handle, image, labels).await
     }
 
+    fn makes_images(&self) -> bool {
+        true
+    }
+
     async fn image_id(&self, image: &str) -> Result<String, SandboxError> {
         self.identify_image(image).await
     }

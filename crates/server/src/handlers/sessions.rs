@@ -116,7 +116,7 @@ pub(crate) async fn create(
     let environment = parts.environment.ok_or_else(|| {
         ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
     })?;
-    check_environment(&environment)?;
+    check_environment(&app, &environment)?;
     check_resources(&app, &environment, &new.resources)?;
     let resolved = skills::resolve(
         &app,
@@ -170,7 +170,7 @@ pub(crate) async fn create(
     Ok(Json(render(record)?))
 }
 
-fn check_environment(environment: &Environment) -> Result<(), ApiError> {
+fn check_environment(app: &App, environment: &Environment) -> Result<(), ApiError> {
     if environment.archived_at.is_some() {
         return Err(ApiError::invalid(format!(
             "environment_id: the environment is archived: {}; create a session with another one",
@@ -179,10 +179,12 @@ fn check_environment(environment: &Environment) -> Result<(), ApiError> {
         .with_code("environment_archived"));
     }
     match environment.config {
-        EnvironmentConfig::Cloud(ref cloud) if !cloud.packages.is_empty() => {
+        EnvironmentConfig::Cloud(ref cloud)
+            if !cloud.packages.is_empty() && !app.engine.installs_packages() =>
+        {
             Err(ApiError::not_implemented(format!(
-                "environment_id: {} lists packages, and this server does not install packages yet; \
-                 use an environment without `packages`",
+                "environment_id: {} lists packages, and this server runs its sandboxes where none can \
+                 be installed; use an environment without `packages`, or a server with Docker",
                 environment.id
             )))
         }
