@@ -3,9 +3,12 @@
 mod client;
 mod containers;
 mod crash;
+mod docker;
 mod lifecycle;
+mod programs;
 mod sandboxes;
 mod servers;
+mod standins;
 mod stream;
 mod workbench;
 mod world;

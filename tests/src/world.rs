@@ -209,9 +209,14 @@ impl Server {
         self.child.id().context("the server has ended")
     }
 
-    pub fn log(&self) -> String {
+    pub fn whole_log(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The end of it.
+    pub fn log(&self) -> String {
+        let text = self.whole_log();
         let start = text.char_indices().rev().nth(8000).map_or(0, |(at, _)| at);
         text[start..].to_owned()
     }
