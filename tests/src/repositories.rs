@@ -250,7 +250,7 @@ async fn a_repository_works_and_its_token_is_nowhere_inside() -> Result<()> {
 
     // The search finds nothing, and finds what is planted. The text to look for comes in by halves.
     let (half, rest) = TOKEN.split_at(10);
-    let search = format!("needle={half}; needle=\"$needle{rest}\"\n{SEARCH}");
+    let search = format!("needle={half}; needle=\"${{needle}}{rest}\"\n{SEARCH}");
     let (_, found, _) = host.bash(&session, &search).await?;
     ensure!(
         found.trim() == "(no output)" || found.trim().is_empty(),
