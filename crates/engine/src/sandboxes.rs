@@ -229,6 +229,7 @@ impl Sandboxes {
         if let Some(outgoing) = sandbox.outgoing() {
             let door = self.door.clone();
             tokio::spawn(async move { door.serve(outgoing, rules).await });
+            crate::door::tell(&sandbox);
         }
         let fit = self.workbench.fit(session, id, &sandbox, &wanted).await?;
         slot.connected = Some(Connected {

@@ -28,6 +28,7 @@ mod refuse;
 mod splice;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +45,7 @@ use url::Url;
 pub use access::{Access, Network, Repository};
 pub use authority::{Authority, AuthorityError};
 pub use offer::Offer;
+pub(crate) use ways::tell;
 
 use self::{
     git::Git,

@@ -6,7 +6,7 @@ use selfsame_hands::{
     mux::{Side, session},
     wire::{MAX_REPLY, Reply, read_frame},
 };
-use selfsame_sandbox::{Backend, Sandbox, SandboxError};
+use selfsame_sandbox::{Backend, DoorState, Sandbox, SandboxError};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -270,4 +270,15 @@ async fn more_calls_than_substreams_wait_their_turn() {
     for result in futures_util::future::join_all(results).await {
         assert_eq!(success(result.unwrap()), "no matches");
     }
+}
+
+#[tokio::test]
+async fn plain_processes_have_no_door_and_change_no_trust() {
+    let bench = Bench::new().await;
+    let door = bench.sandbox.door().await.unwrap();
+    assert!(matches!(door, DoorState::None { .. }), "{door:?}");
+    // Not even looked at: the files would be this machine's.
+    bench.sandbox.trust("no certificate").await.unwrap();
+    let told = bench.ok("echo [$SSL_CERT_FILE$http_proxy]").await;
+    assert_eq!(told.trim(), "[]");
 }
