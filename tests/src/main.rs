@@ -2,10 +2,13 @@
 
 mod client;
 mod containers;
+mod content;
 mod crash;
 mod lifecycle;
 mod sandboxes;
 mod servers;
+mod site;
 mod stream;
+mod web;
 mod workbench;
 mod world;
