@@ -2,6 +2,7 @@
 
 mod client;
 mod containers;
+mod content;
 mod crash;
 mod docker;
 mod lifecycle;
@@ -9,7 +10,9 @@ mod programs;
 mod repositories;
 mod sandboxes;
 mod servers;
+mod site;
 mod standins;
 mod stream;
+mod web;
 mod workbench;
 mod world;
