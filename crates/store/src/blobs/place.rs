@@ -103,6 +103,8 @@ impl Blobs {
             .with_region(&settings.region)
             .with_virtual_hosted_style_request(!settings.path_style)
             .with_allow_http(settings.allow_http)
+            // Objects are removed one by one, and not every provider knows the request for many.
+            .with_disable_bulk_delete(true)
             .with_retry(RetryConfig {
                 max_retries: 5,
                 retry_timeout: Duration::from_secs(60),

@@ -8,6 +8,8 @@ use uuid::Uuid;
 use super::*;
 use crate::{Actor, Inserted, NewFile, files::NewKind};
 
+mod s3;
+
 /// Every file below a directory.
 fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
