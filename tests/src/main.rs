@@ -4,6 +4,7 @@ mod client;
 mod containers;
 mod crash;
 mod docker;
+mod escape;
 mod lifecycle;
 mod programs;
 mod repositories;
