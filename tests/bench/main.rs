@@ -16,6 +16,7 @@ mod stream;
 mod world;
 
 mod docker;
+mod door;
 mod figures;
 mod first;
 mod floor;
@@ -80,7 +81,13 @@ async fn main() -> Result<()> {
 /// What the model says. Rules go by the text, so that every figure has its own.
 fn script(world: &World) -> Result<()> {
     let call = json!({"tool": {"name": "bash", "input": {"command": "true"}}});
+    let run = |command: &str| json!([{"tool": {"name": "bash", "input": {"command": command}}}]);
     world.script(&json!([
+        {"name": "alone", "when": {"last_user_contains": "bulk alone", "tool_results": 0},
+         "answer": run(door::ALONE)},
+        {"name": "beside", "when": {"last_user_contains": "bulk beside", "tool_results": 0},
+         "answer": run(door::BESIDE)},
+        {"name": "meanwhile", "when": {"last_user_contains": "bulk beside"}, "times": 60, "answer": [call]},
         {"name": "calls", "when": {"last_user_contains": "sixty calls", "turn": 0}, "answer": [call]},
         {"name": "call", "when": {"last_user_contains": "one call", "tool_results": 0}, "answer": [call]},
         {"name": "more", "when": {"last_user_contains": "sixty calls"}, "times": 59, "answer": [call]},
@@ -117,6 +124,9 @@ impl Bench {
         }
         if wants("fifty") {
             load::fifty(self).await?;
+        }
+        if wants("door") {
+            door::door(self).await?;
         }
         if wants("throughput") {
             load::throughput(self).await?;

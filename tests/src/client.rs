@@ -60,6 +60,12 @@ impl Client {
         self.send(self.request(reqwest::Method::GET, path)).await
     }
 
+    /// The body of a GET that is no JSON.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let request = self.request(reqwest::Method::GET, path).timeout(DEADLINE);
+        Ok(request.send().await?.error_for_status()?.text().await?)
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         self.send(self.request(reqwest::Method::POST, path).json(body))
             .await

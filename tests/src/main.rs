@@ -5,6 +5,7 @@ mod containers;
 mod content;
 mod crash;
 mod docker;
+mod escape;
 mod lifecycle;
 mod programs;
 mod repositories;

@@ -61,7 +61,7 @@ pub fn door_config(config: &Config) -> anyhow::Result<DoorConfig> {
     Ok(DoorConfig {
         policy: policy(&config.net)?,
         package_hosts: config.net.package_hosts.clone(),
-        max_connections: config.net.max_connections as usize,
+        max_connections: crate::open_files::spare(config.net.max_connections as usize),
         repository_hosts: repositories
             .hosts
             .iter()

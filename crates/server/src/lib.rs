@@ -19,6 +19,7 @@ pub mod logging;
 pub mod master_key;
 pub mod metrics;
 pub mod middleware;
+pub mod open_files;
 mod openapi;
 pub mod postgres;
 pub mod router;

@@ -29,6 +29,7 @@ pub(super) async fn serve(context: Context) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     tokio::spawn(signals.watch(shutdown.clone()));
     metrics::install();
+    crate::open_files::raise();
     make_data_dir(&context.config.data_dir)?;
     // Before the database: a port that is taken is the commonest mistake, and nothing is started yet.
     let address = context.config.server.listen;
