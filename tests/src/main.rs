@@ -2,6 +2,7 @@
 
 mod client;
 mod containers;
+mod content;
 mod crash;
 mod docker;
 mod lifecycle;
@@ -10,6 +11,8 @@ mod repositories;
 mod sandboxes;
 mod servers;
 mod standins;
+mod site;
 mod stream;
+mod web;
 mod workbench;
 mod world;
