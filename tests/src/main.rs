@@ -13,6 +13,7 @@ mod sandboxes;
 mod servers;
 mod site;
 mod standins;
+mod site;
 mod stream;
 mod web;
 mod workbench;
