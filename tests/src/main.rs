@@ -13,7 +13,6 @@ mod sandboxes;
 mod servers;
 mod site;
 mod standins;
-mod site;
 mod stream;
 mod web;
 mod workbench;
