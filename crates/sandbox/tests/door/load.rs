@@ -12,7 +12,8 @@ use crate::harness::{bulk, inside, serve, server};
 /// What a call beside anything may take. Far more than it does, far less than a stall.
 const PROMPT: Duration = Duration::from_millis(250);
 
-#[tokio::test]
+// With threads, as a server has them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_is_fast_and_calls_beside_it_are_prompt() {
     const SIZE: usize = 200 << 20;
     inside(async |inside| {
@@ -65,7 +66,8 @@ async fn bulk_is_fast_and_calls_beside_it_are_prompt() {
     .await;
 }
 
-#[tokio::test]
+// With threads, as a server has them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_connections_harm_nobody() {
     inside(async |inside| {
         let bulk = bulk().await;
