@@ -84,7 +84,7 @@ CREATES: dict[str, tuple[dict, str | tuple[str, ...], int | tuple[int, ...], str
     "overridden system long": (override(system="s" * 100_001), "system", 400, None),
     "overridden tools bad": (override(tools=[{"type": "nothing"}]), "tools", 400, None),
     "overridden tools twice": (override(tools=[custom(), custom()]), "lookup", 400, None),
-    "overridden skills": (override(skills=[{"type": "anthropic", "skill_id": "xlsx"}]), "skill", LATER, None),
+    "overridden skills": (override(skills=[{"type": "anthropic", "skill_id": "xlsx"}]), "skill", 400, None),
     "overridden MCP servers": (override(mcp_servers=[{"type": "url", "name": "s", "url": "https://m.example"}]), "", LATER, None),
     "overridden agent unknown": ({"agent": {"type": "agent_with_overrides", "id": f"agent_01{ONES}"}}, "agent", 404, None),
     "resources text": ({"resources": "x"}, "resources", 400, None),

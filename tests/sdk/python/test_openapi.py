@@ -7,8 +7,10 @@ differs from its schema. `SELFSAME_FUZZ` is the number of generated requests for
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
+import zipfile
 from typing import Any, Callable
 
 import hypothesis
@@ -36,7 +38,18 @@ def no_fault(ctx, response, case) -> bool | None:
 
 CHECKS = [no_fault, status_code_conformance, content_type_conformance, response_schema_conformance]
 MESSAGE = {"type": "user.message", "content": [{"type": "text", "text": "hi"}]}
+SKILL = b"---\nname: s\ndescription: d\n---\n"
 CUSTOM = {"type": "custom", "name": "lookup", "description": "d", "input_schema": {"type": "object"}}
+
+
+def packed() -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("s/SKILL.md", SKILL)
+    return archive.getvalue()
+
+
+ZIP = packed()
 
 
 class World:
@@ -52,6 +65,7 @@ class World:
         self.archived = self.session_id()
         self.post(f"/v1/sessions/{self.archived}/archive")
         self.file = self.file_id()
+        self.skill = self.skill_id()
         self.model = raw.get("/v1/models").json()["data"][0]["id"]
 
     def post(self, path: str, **body: Any) -> Any:
@@ -73,6 +87,17 @@ class World:
         assert response.status_code == 200, response.text
         return response.json()["id"]
 
+    def skill_id(self) -> str:
+        response = self.raw.post("/v1/skills", files={"files[]": ("s/SKILL.md", SKILL)})
+        assert response.status_code == 200, response.text
+        return response.json()["id"]
+
+    def version_id(self) -> str:
+        """A version of the skill that is not its last."""
+        response = self.raw.post(f"/v1/skills/{self.skill}/versions", files={"files[]": ("s/SKILL.md", SKILL)})
+        assert response.status_code == 200, response.text
+        return response.json()["id"]
+
     def thread_id(self, session: str) -> str:
         return self.raw.get(f"/v1/sessions/{session}/threads").json()["data"][0]["id"]
 
@@ -86,6 +111,8 @@ class World:
             "thread_id": lambda: self.thread_id(session),
             "model_id": lambda: self.model,
             "file_id": lambda: self.file,
+            "skill_id": lambda: self.skill,
+            "version": lambda: "latest",
         }
         names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
         return {name: known[name]() for name in names if name in known}
@@ -100,6 +127,15 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("GET", "/v1/files/{file_id}"): lambda world: {},
     ("DELETE", "/v1/files/{file_id}"): lambda world: {"path_parameters": {"file_id": world.file_id()}},
     ("GET", "/v1/files/{file_id}/content"): lambda world: {},
+    ("POST", "/v1/skills"): lambda world: {"body": {"files[]": [ZIP], "display_name": "d"}, "media_type": "multipart/form-data"},
+    ("GET", "/v1/skills"): lambda world: {"query": {"limit": 2, "source": "custom"}},
+    ("GET", "/v1/skills/{skill_id}"): lambda world: {"headers": {"anthropic-beta": "skills-2025-10-02"}},
+    ("DELETE", "/v1/skills/{skill_id}"): lambda world: {"path_parameters": {"skill_id": world.skill_id()}},
+    ("POST", "/v1/skills/{skill_id}/versions"): lambda world: {"body": {"files[]": [ZIP]}, "media_type": "multipart/form-data"},
+    ("GET", "/v1/skills/{skill_id}/versions"): lambda world: {"query": {"limit": 2}},
+    ("GET", "/v1/skills/{skill_id}/versions/{version}"): lambda world: {},
+    ("DELETE", "/v1/skills/{skill_id}/versions/{version}"): lambda world: {"path_parameters": {"version": world.version_id()}},
+    ("GET", "/v1/skills/{skill_id}/versions/{version}/content"): lambda world: {},
     ("POST", "/v1/agents"): lambda world: {"body": {"name": "a", "model": world.mock.model, "tools": [CUSTOM]}},
     ("GET", "/v1/agents"): lambda world: {"query": {"limit": 2}},
     ("GET", "/v1/agents/{agent_id}"): lambda world: {"query": {"version": 1}},
@@ -146,9 +182,10 @@ def document(server):
 
 @pytest.fixture
 def call(server):
-    headers = {**HEADERS, "authorization": f"Bearer {server.key}", "anthropic-beta": BETA}
-
     def call(case):
+        # A case may ask for an older generation of answers.
+        betas = [BETA, *filter(None, [(case.headers or {}).get("anthropic-beta")])]
+        headers = {**HEADERS, "authorization": f"Bearer {server.key}", "anthropic-beta": ",".join(betas)}
         return case.call(base_url=server.url, headers=headers, timeout=30)
 
     return call

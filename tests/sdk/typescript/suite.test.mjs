@@ -44,6 +44,40 @@ covers(
 );
 
 covers(
+  ['skills', 'beta.skills'].flatMap((root) => [
+    ...['create', 'retrieve', 'list', 'delete'].map((name) => `${root}.${name}`),
+    ...['create', 'retrieve', 'list', 'delete'].map((name) => `${root}.versions.${name}`),
+  ]),
+  'skills and their versions',
+  async () => {
+    for (const skills of [client.skills, client.beta.skills]) {
+      const name = `skill-${randomUUID().slice(0, 12)}`;
+      const upload = async (description) => [
+        await toFile(Buffer.from(`---\nname: ${name}\ndescription: ${description}\n---\n`), `${name}/SKILL.md`),
+        await toFile(Buffer.from('#!/bin/sh\n'), `${name}/scripts/run.sh`),
+      ];
+      const skill = await skills.create({ files: await upload('First.'), display_name: 'My skill' });
+      assert.deepEqual([skill.type, skill.display_name, skill.source], ['skill', 'My skill', { type: 'custom' }]);
+      assert.deepEqual(await skills.retrieve(skill.id), skill);
+      assert.deepEqual((await skills.list({ limit: 1 })).data, [skill]);
+      const { versions } = skills;
+      const first = await versions.retrieve('latest', { skill_id: skill.id });
+      assert.deepEqual([first.id, first.name, first.description], [skill.latest_version_id, name, 'First.']);
+      const second = await versions.create(skill.id, { files: await upload('Second.') });
+      assert.deepEqual(await all(versions.list(skill.id, { limit: 1 })), [second, first]);
+      const response = await client.beta.skills.versions.download(second.id, { skill_id: skill.id });
+      const content = Buffer.from(await response.arrayBuffer());
+      assert.equal(content.subarray(0, 4).toString('latin1'), 'PK\x03\x04');
+      assert(content.includes(`${name}/scripts/run.sh`));
+      const gone = await versions.delete(second.id, { skill_id: skill.id });
+      assert.deepEqual(gone, { id: second.id, type: 'skill_version_deleted' });
+      assert.deepEqual(await skills.delete(skill.id), { id: skill.id, type: 'skill_deleted' });
+      await assert.rejects(skills.retrieve(skill.id), Anthropic.NotFoundError);
+    }
+  },
+);
+
+covers(
   ['beta.agents.create', 'beta.agents.retrieve', 'beta.agents.update', 'beta.agents.list', 'beta.agents.archive', 'beta.agents.versions.list'],
   'agents and their versions',
   async () => {
