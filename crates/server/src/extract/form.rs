@@ -1,18 +1,14 @@
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    body::Body,
-    extract::{DefaultBodyLimit, FromRequest, Multipart, Request, multipart::MultipartError},
-    http::StatusCode,
-};
-use bytes::Bytes;
-use http_body_util::Limited;
-use selfsame_types::{ApiError, ErrorKind};
+use axum::extract::{FromRequest, Request};
+use bytes::{Bytes, BytesMut};
+use selfsame_types::ApiError;
 
-use crate::{app::App, error::Error, extract::json};
+use super::Multipart;
+use crate::{app::App, error::Error};
 
 /// A `multipart/form-data` body that is small enough to be in memory as a whole: at most as large as any
-/// JSON body, and of at most so many parts.
+/// JSON body, and of at most so many parts. For larger ones see [`Multipart`].
 #[derive(Debug, Clone)]
 pub struct Form<const PARTS: usize>(pub Vec<Part>);
 
@@ -31,43 +27,26 @@ impl<const PARTS: usize> FromRequest<Arc<App>> for Form<PARTS> {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
         let server = &app.config.server;
-        let limit = server.max_body_bytes;
-        json::check_length(&request, limit)?;
         let patience = Duration::from_secs(server.body_timeout_seconds);
-        let parts = async {
-            let mut request = request.map(|body| Body::new(Limited::new(body, limit)));
-            // Ours is in place of the framework's.
-            DefaultBodyLimit::disable().apply(&mut request);
-            let form = Multipart::from_request(request, app).await;
-            let mut form = form.map_err(|_| {
-                ApiError::invalid("The request body must be `multipart/form-data` with a boundary")
-            })?;
-            let broken = |error: MultipartError| match error.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => json::too_large(limit),
-                _ => ApiError::invalid("The request body is not valid `multipart/form-data`"),
-            };
-            let mut parts = Vec::new();
-            while let Some(field) = form.next_field().await.map_err(broken)? {
-                if parts.len() == PARTS {
-                    return Err(ApiError::invalid(format!(
-                        "The request body has more than {PARTS} parts"
-                    )));
-                }
-                parts.push(Part {
-                    name: field.name().unwrap_or_default().to_owned(),
-                    filename: field.file_name().map(str::to_owned),
-                    data: field.bytes().await.map_err(broken)?,
-                });
+        let mut form = Multipart::new(request, server.max_body_bytes as u64, patience)?;
+        let mut parts = Vec::new();
+        while let Some(head) = form.next().await? {
+            if parts.len() == PARTS {
+                return Err(ApiError::invalid(format!(
+                    "The request body has more than {PARTS} parts"
+                ))
+                .into());
             }
-            Ok(parts)
-        };
-        match tokio::time::timeout(patience, parts).await {
-            Ok(parts) => Ok(Self(parts?)),
-            Err(_) => Err(ApiError::new(
-                ErrorKind::Timeout,
-                "The request body did not arrive in time",
-            )
-            .into()),
+            let mut data = BytesMut::new();
+            while let Some(piece) = form.chunk().await? {
+                data.extend_from_slice(&piece);
+            }
+            parts.push(Part {
+                name: head.name,
+                filename: head.filename,
+                data: data.freeze(),
+            });
         }
+        Ok(Self(parts))
     }
 }

@@ -53,31 +53,24 @@ pub(crate) fn json_response(body: impl Into<axum::body::Body>) -> Response {
     response
 }
 
-pub(super) fn too_large(limit: usize) -> ApiError {
-    ApiError::new(
-        ErrorKind::TooLarge,
-        format!("The request body is larger than {limit} bytes"),
-    )
-}
-
-/// Refuses a body that says it is too long, before it is read.
-pub(super) fn check_length(request: &Request, limit: usize) -> Result<(), ApiError> {
+async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        ApiError::new(
+            ErrorKind::TooLarge,
+            format!("The request body is larger than {limit} bytes"),
+        )
+    };
     let announced = request
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
-        return Err(too_large(limit));
+        return Err(too_large());
     }
-    Ok(())
-}
-
-async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
-    check_length(&request, limit)?;
     let body = Limited::new(request.into_body(), limit).collect();
     match tokio::time::timeout(patience, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if is_length_limit(&*error) => Err(too_large(limit)),
+        Ok(Err(error)) if is_length_limit(&*error) => Err(too_large()),
         Ok(Err(_)) => Err(ApiError::invalid("The request body could not be read")),
         Err(_) => Err(ApiError::new(
             ErrorKind::Timeout,

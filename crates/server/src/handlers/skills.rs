@@ -169,7 +169,7 @@ async fn keep(app: &App, packed: Packed) -> Result<NewSkillVersion> {
     Ok(NewSkillVersion {
         name: packed.name,
         description: packed.description,
-        blob: blob.map_err(Error::internal)?,
+        blob: blob?,
     })
 }
 

@@ -523,7 +523,7 @@ async fn bad_uploads_are_refused(pool: PgPool) {
     let cut = form(&[good]);
     let cut = cut[..cut.len() - 20].to_vec();
     let response = send(&app, As::Now, Method::POST, "/v1/skills", Some(cut)).await;
-    assert_error(&response, 400, "multipart/form-data");
+    assert_error(&response, 400, "multipart body is not well-formed");
     let response = app.post("/v1/skills", json!({})).await;
     assert_error(&response, 400, "multipart/form-data");
     let response = upload(&app, As::Now, "/v1/skills?dry_run=1", &[good]).await;

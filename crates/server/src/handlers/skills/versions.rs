@@ -212,7 +212,7 @@ pub(crate) async fn content(
         .await?
         .ok_or_else(|| version_not_found(&key, version))?;
     let content = app.store.blobs().get(archive.blob).await;
-    let mut response = Response::new(Body::from_stream(content.map_err(Error::internal)?));
+    let mut response = Response::new(Body::from_stream(content?));
     // A skill's name is letters, digits and hyphens.
     let disposition = format!("attachment; filename=\"{}.zip\"", found.name);
     let headers = response.headers_mut();
