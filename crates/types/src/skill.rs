@@ -192,6 +192,7 @@ pub struct Skill {
 pub struct SkillVersion {
     #[schema(inline)]
     pub r#type: SkillVersionType,
+    #[schema(pattern = "^(skver_[0-9A-Za-z]+|[0-9]+)$")]
     pub id: String,
     pub skill_id: String,
     pub name: String,
@@ -217,6 +218,7 @@ pub struct LegacySkill {
 pub struct LegacySkillVersion {
     #[schema(inline)]
     pub r#type: SkillVersionType,
+    #[schema(pattern = "^skillver_[0-9A-Za-z]+$")]
     pub id: String,
     pub skill_id: String,
     pub version: String,
