@@ -228,7 +228,7 @@ async fn settings_of_the_agent_hold() -> Result<()> {
     );
     ensure!(
         text(&answers[1])
-            .contains("# Heading\n\nRead [on\n\n[Cut off at this agent's max_content_tokens: 5"),
+            .contains("# Heading\n\nRead [on]\n\n[Cut off at this agent's max_content_tokens: 5"),
         "{:#}",
         answers[1]
     );
