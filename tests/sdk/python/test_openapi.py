@@ -66,6 +66,7 @@ class World:
         self.post(f"/v1/sessions/{self.archived}/archive")
         self.file = self.file_id()
         self.skill = self.skill_id()
+        self.resource = self.resource_id()
         self.model = raw.get("/v1/models").json()["data"][0]["id"]
 
     def post(self, path: str, **body: Any) -> Any:
@@ -86,6 +87,17 @@ class World:
         response = self.raw.post("/v1/files", files={"file": ("a.csv", b"a,b", "text/csv")})
         assert response.status_code == 200, response.text
         return response.json()["id"]
+
+    def resource_id(self) -> str:
+        """A file in the session, at a path of its own."""
+        path = f"/v1/sessions/{self.session}/resources"
+        return self.post(path, type="file", file_id=self.file, mount_path=uuid.uuid4().hex)["id"]
+
+    def repository(self) -> dict[str, str]:
+        """A session with a repository, and the repository."""
+        repository = {"type": "github_repository", "url": "https://github.com/acme/tool"}
+        session = self.post("/v1/sessions", agent=self.agent, environment_id=self.environment, resources=[repository])
+        return {"session_id": session["id"], "resource_id": session["resources"][0]["id"]}
 
     def skill_id(self) -> str:
         response = self.raw.post("/v1/skills", files={"files[]": ("s/SKILL.md", SKILL)})
@@ -111,6 +123,7 @@ class World:
             "thread_id": lambda: self.thread_id(session),
             "model_id": lambda: self.model,
             "file_id": lambda: self.file,
+            "resource_id": lambda: self.resource,
             "skill_id": lambda: self.skill,
             "version": lambda: "latest",
         }
@@ -154,6 +167,17 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("POST", "/v1/sessions/{session_id}"): lambda world: {"body": {"title": "t"}},
     ("DELETE", "/v1/sessions/{session_id}"): lambda world: {"path_parameters": {"session_id": world.session_id()}},
     ("POST", "/v1/sessions/{session_id}/archive"): lambda world: {"path_parameters": {"session_id": world.session_id()}},
+    ("GET", "/v1/sessions/{session_id}/resources"): lambda world: {"query": {"limit": 2}},
+    ("POST", "/v1/sessions/{session_id}/resources"): lambda world: {
+        "body": {"type": "file", "file_id": world.file, "mount_path": uuid.uuid4().hex}
+    },
+    ("GET", "/v1/sessions/{session_id}/resources/{resource_id}"): lambda world: {},
+    ("POST", "/v1/sessions/{session_id}/resources/{resource_id}"): lambda world: {
+        "path_parameters": world.repository(), "body": {"authorization_token": "ghp_x"}
+    },
+    ("DELETE", "/v1/sessions/{session_id}/resources/{resource_id}"): lambda world: {
+        "path_parameters": {"resource_id": world.resource_id()}
+    },
     ("GET", "/v1/sessions/{session_id}/events"): lambda world: {"query": {"limit": 2}},
     ("POST", "/v1/sessions/{session_id}/events"): lambda world: {"body": {"events": [MESSAGE]}},
     ("GET", "/v1/sessions/{session_id}/events/stream"): lambda world: {},
