@@ -208,7 +208,7 @@ struct Base(String);
 impl Drop for Base {
     fn drop(&mut self) {
         let _ = std::process::Command::new("docker")
-            .args(["rmi", &self.0])
+            .args(["rmi", "-f", &self.0])
             .output();
     }
 }
@@ -298,7 +298,7 @@ async fn packages_are_installed_once_and_their_programs_work() -> Result<()> {
                 "cd /tmp && cargo new -q --bin app && cd app && cargo add -q itoa@1 && cargo fetch && cargo tree",
                 "itoa v1",
             ),
-            ("gem", "cd /tmp && gem fetch gem-says-hello", "Downloaded gem-says-hello-1.0.0"),
+            ("gem", "gem install --no-document --install-dir /tmp/gems gem-says-hello:1.0.0", "Successfully installed gem-says-hello-1.0.0"),
             (
                 "go",
                 "export GOPATH=/tmp/go && go install go.example.test/greeting@latest && /tmp/go/bin/greeting",

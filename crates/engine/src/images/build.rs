@@ -42,6 +42,9 @@ impl SandboxBuilder {
         // The key is used once: nobody connects to this sandbox a second time.
         let key = Key(rand::random());
         let sandbox = Sandbox::attach(&*self.backend, handle, &key, 0).await?;
+        if let Some(limit) = self.config.disk_bytes {
+            sandbox.watch_disk(Arc::clone(&self.backend), handle.clone(), limit);
+        }
         if let Some(pem) = &self.trust {
             sandbox.trust(pem).await?;
         }
