@@ -399,6 +399,39 @@ async fn a_connection_to_an_allowed_host_must_not_name_another() {
 }
 
 #[tokio::test]
+async fn an_upgraded_connection_carries_whatever_it_likes() {
+    let (listener, port) = listener().await;
+    let policy = loopback_open().with_hosts(vec![host("a.example", "127.0.0.1", None)]);
+    let inside = Inside::new(&door(policy), Some(access(limited(&["a.example"]))));
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        // Bytes that would be another host's request, had they come first.
+        let said = read_all(&mut stream).await;
+        stream.write_all(&said).await.unwrap();
+        said
+    });
+    let mut stream = inside.accepted("a.example", port).await;
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: a.example:{port}\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 48];
+    stream.read_exact(&mut head).await.unwrap();
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{head:?}");
+    let said = b"\0\xffGET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".repeat(1000);
+    stream.write_all(&said).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(read_all(&mut stream).await.ends_with(&said));
+    assert!(server.await.unwrap() == said);
+}
+
+#[tokio::test]
 async fn connections_wait_for_the_sessions_rights() {
     let (listener, port) = listener().await;
     let inside = Inside::new(&door(loopback_open()), None);
