@@ -47,7 +47,7 @@ covers(
   ['skills', 'beta.skills'].flatMap((root) => [
     ...['create', 'retrieve', 'list', 'delete'].map((name) => `${root}.${name}`),
     ...['create', 'retrieve', 'list', 'delete'].map((name) => `${root}.versions.${name}`),
-  ]),
+  ]).concat('beta.skills.versions.download'),
   'skills and their versions',
   async () => {
     for (const skills of [client.skills, client.beta.skills]) {
