@@ -2,6 +2,7 @@
 
 mod client;
 mod containers;
+mod content;
 mod crash;
 mod docker;
 mod escape;
@@ -11,6 +12,8 @@ mod repositories;
 mod sandboxes;
 mod servers;
 mod standins;
+mod site;
 mod stream;
+mod web;
 mod workbench;
 mod world;

@@ -30,6 +30,17 @@ pub enum Answer {
     },
 }
 
+impl Answer {
+    /// The request could not be made, for a reason of ours that may pass.
+    pub(crate) fn unsent(session: SessionId, error: &impl std::fmt::Display) -> Self {
+        tracing::warn!(%session, %error, "a request's images and documents cannot be read");
+        Self::Failed {
+            error: ModelError::connection("The request's images and documents could not be read."),
+            usage: ModelUsage::default(),
+        }
+    }
+}
+
 /// Where a request's previews go.
 #[derive(Debug)]
 pub(crate) struct Previews {

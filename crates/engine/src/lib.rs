@@ -13,6 +13,7 @@
 
 mod ask;
 mod change;
+mod content;
 pub mod door;
 pub mod fail;
 mod hub;
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub content: content::Cache,
     runners: Runners,
     /// Wakes the claim loop.
     pub claims: Notify,
@@ -152,6 +154,7 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                content: content::Cache::default(),
                 runners: Runners::default(),
                 claims: Notify::new(),
                 tasks,

@@ -31,7 +31,7 @@ use crate::{
     Inner,
     ask::{self, Answer, Previews},
     change::works,
-    fail,
+    content, fail,
     machine::{CallResult, Failure, Machine, Next, Status, Step, Trouble},
     prompt::SharedSpec,
     runners::Link,
@@ -474,9 +474,13 @@ impl Runner {
         let handle = self.jobs.spawn(async move {
             let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
             let provider = Arc::clone(&inner.provider);
-            let answer = ask::ask(provider, request, spec, previews)
-                .instrument(span_of_request)
-                .await;
+            let asked = async {
+                match content::resolve(&inner, session, request).await {
+                    Ok(request) => ask::ask(provider, request, spec, previews).await,
+                    Err(error) => Answer::unsent(session, &error),
+                }
+            };
+            let answer = asked.instrument(span_of_request).await;
             if matches!(answer, Answer::Response(_)) {
                 // The session may idle with this answer, and by then its outputs are to be there.
                 inner.capture(session).await;

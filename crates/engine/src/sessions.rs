@@ -20,7 +20,7 @@ use selfsame_types::{
 use crate::{
     Engine, Inner,
     change::{change, text, works},
-    fail,
+    content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     prompt::Spec,
@@ -99,6 +99,9 @@ impl Engine {
     async fn create(&self, request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
         let inner = &self.inner;
         let inputs = inputs(&request.events)?;
+        let store = &inner.store;
+        let pins =
+            content::check(store, request.workspace, "initial_events", &request.events).await?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
         let environment = serde_json::from_str(&request.environment).map_err(
             StoreError::corrupt("environments", "config", request.environment_id),
@@ -165,6 +168,10 @@ impl Engine {
             .await
             .map_err(|error| refused(&names, error))?
             .ok_or(AppendError::NotFound)?;
+        // Nobody drives it yet. Should this server end here, the next one finds the files by their ids.
+        if let Err(error) = pins.keep(&inner.store, workspace, id).await {
+            tracing::warn!(session = %id, %error, "a file could not be kept for a new session");
+        }
         inner.published(id, &created.rows);
         if needs_sandbox || equipped {
             inner.provision(id);
@@ -202,6 +209,10 @@ impl Engine {
         actor: &Actor,
     ) -> Result<Vec<Row>, AppendError> {
         let inputs = inputs(events)?;
+        let store = &self.inner.store;
+        let pins = content::check(store, workspace, "events", events).await?;
+        // Before the events: whoever reads them must find what they name.
+        pins.keep(store, workspace, session).await?;
         let (engine, actor) = (self.clone(), actor.clone());
         self.whole(async move { engine.send(workspace, session, &inputs, &actor).await })
             .await

@@ -6,6 +6,7 @@
 
 mod agents;
 mod blobs;
+mod content;
 mod environments;
 mod error;
 mod events;
@@ -24,6 +25,7 @@ mod skills;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
+pub use content::{ContentKind, Pinned};
 pub use environments::{Deletion, ENVIRONMENT_NAME_KEY, EnvironmentFilter};
 pub use error::StoreError;
 pub use events::{EventCursor, EventPage, EventQuery, Moved};

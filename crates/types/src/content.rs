@@ -4,10 +4,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{ApiError, check, wire};
+use crate::{ApiError, FileId, check, wire};
 
 /// Most documents by file id in one request.
 pub const MAX_FILE_DOCUMENTS: usize = 100;
+/// Largest image, in base64.
+pub const MAX_IMAGE_ENCODED: usize = 5 << 20;
+/// Largest PDF, in bytes.
+pub const MAX_PDF: usize = 20 << 20;
+/// Longest address of an image or document.
+const MAX_URL: usize = 2048;
 
 wire::literals! {
     TextType = "text";
@@ -194,17 +200,17 @@ pub struct PlainTextSource {
     pub data: String,
 }
 
-/// The model's provider fetches it.
+/// The server fetches it once, before the model is shown it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UrlSourceRef {
     #[schema(inline)]
     pub r#type: UrlType,
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, max_length = 2048)]
     pub url: String,
 }
 
-/// Not offered by this server yet.
+/// A file of this workspace, as it is when the event is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileSource {
@@ -272,9 +278,15 @@ impl TextBlock {
 impl ImageSource {
     fn validate(&self, at: &str) -> Result<(), ApiError> {
         match self {
-            Self::Base64(source) => base64_data(&source.data, at),
-            Self::Url(source) => check::http_url(format_args!("{at}.url"), &source.url),
-            Self::File(source) => Err(source.refuse(at)),
+            Self::Base64(source) if source.data.len() > MAX_IMAGE_ENCODED => {
+                Err(ApiError::invalid(format!(
+                    "{at}.data: an image may have at most 5 MiB in base64, this has {} bytes",
+                    source.data.len()
+                )))
+            }
+            Self::Base64(source) => base64_data(&source.data, at).map(drop),
+            Self::Url(source) => source.validate(at),
+            Self::File(source) => source.validate(at),
         }
     }
 }
@@ -282,24 +294,42 @@ impl ImageSource {
 impl DocumentSource {
     fn validate(&self, at: &str) -> Result<(), ApiError> {
         match self {
-            Self::Base64(source) => base64_data(&source.data, at),
+            Self::Base64(source) => match base64_data(&source.data, at)? {
+                size if size > MAX_PDF => Err(ApiError::invalid(format!(
+                    "{at}.data: a PDF may have at most 20 MiB, this has {size} bytes"
+                ))),
+                _ => Ok(()),
+            },
             Self::Text(source) => not_empty(&source.data, &format!("{at}.data")),
-            Self::Url(source) => check::http_url(format_args!("{at}.url"), &source.url),
-            Self::File(source) => Err(source.refuse(at)),
+            Self::Url(source) => source.validate(at),
+            Self::File(source) => source.validate(at),
         }
     }
 }
 
 impl FileSource {
-    fn refuse(&self, at: &str) -> ApiError {
-        check::text(format_args!("{at}.file_id"), &self.file_id, 1..=128)
-            .err()
-            .unwrap_or_else(|| {
-                ApiError::not_implemented(format!(
-                    "{at}: this server does not offer files yet; send the content as `base64`, \
-                     `url` or `text`"
-                ))
-            })
+    /// Whether there is such a file is another question.
+    fn validate(&self, at: &str) -> Result<(), ApiError> {
+        check::text(format_args!("{at}.file_id"), &self.file_id, 1..=128)?;
+        match self.file_id.parse::<FileId>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(ApiError::invalid(format!(
+                "{at}.file_id: `{}` is {error}",
+                check::excerpt(&self.file_id)
+            ))),
+        }
+    }
+}
+
+impl UrlSourceRef {
+    fn validate(&self, at: &str) -> Result<(), ApiError> {
+        check::http_url(format_args!("{at}.url"), &self.url)?;
+        if self.url.len() > MAX_URL {
+            return Err(ApiError::invalid(format!(
+                "{at}.url: may have at most {MAX_URL} bytes"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -310,11 +340,12 @@ fn not_empty(text: &str, at: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn base64_data(data: &str, at: &str) -> Result<(), ApiError> {
+/// How many bytes it stands for.
+fn base64_data(data: &str, at: &str) -> Result<usize, ApiError> {
     let at = format!("{at}.data");
     not_empty(data, &at)?;
     match STANDARD.decode(data) {
-        Ok(_) => Ok(()),
+        Ok(bytes) => Ok(bytes.len()),
         Err(_) => Err(ApiError::invalid(format!(
             "{at}: must be standard base64 with padding and without line breaks"
         ))),

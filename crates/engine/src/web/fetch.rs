@@ -12,6 +12,7 @@ use selfsame_net::{
     Limits, NetError, Policy, guarded_client_with, refusal,
     reqwest::{Client, Response, StatusCode, Url, header},
 };
+use selfsame_types::content::{MAX_IMAGE_ENCODED, MAX_PDF};
 use serde_json::{Value, json};
 
 use super::{
@@ -23,10 +24,6 @@ use super::{
 pub(super) const MAX_URL: usize = 2048;
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
-/// Largest image, in base64; what models take.
-pub(crate) const MAX_IMAGE_ENCODED: usize = 5 << 20;
-/// Largest PDF.
-pub(crate) const MAX_PDF: usize = 20 << 20;
 const ACCEPT: &str = "text/html,application/xhtml+xml,text/markdown,text/plain,application/json,\
 application/pdf,image/png,image/jpeg,image/gif,image/webp,*/*;q=0.5";
 
@@ -349,7 +346,7 @@ fn media_type(header: &str) -> (String, Option<String>) {
     (media_type.chars().take(100).collect(), charset)
 }
 
-fn named_kind(media_type: &str) -> Option<Kind> {
+pub(crate) fn named_kind(media_type: &str) -> Option<Kind> {
     Some(match media_type {
         "text/html" | "application/xhtml+xml" => Kind::Html,
         "application/pdf" | "application/x-pdf" => Kind::Pdf,
@@ -420,7 +417,7 @@ pub(crate) fn sniff(body: &[u8]) -> Option<Kind> {
     })
 }
 
-fn looks_like_text(body: &[u8]) -> bool {
+pub(crate) fn looks_like_text(body: &[u8]) -> bool {
     let start = &body[..body.len().min(4096)];
     let bom = Encoding::for_bom(body).is_some();
     bom || !start

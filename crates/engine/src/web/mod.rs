@@ -29,7 +29,7 @@ pub use fetch::FetchLimits;
 pub use search::{SearchBackend, SearchConfig};
 
 pub(crate) use domains::Domains;
-pub(crate) use fetch::{Fetcher, Unfetched};
+pub(crate) use fetch::{Fetcher, Kind, Unfetched, looks_like_text, named_kind, sniff};
 
 use crate::{Inner, machine::CallResult, transcript::Transcript};
 use search::Searcher;
@@ -55,7 +55,7 @@ pub struct WebConfig {
 /// Fetches and searches of this server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Web {
-    fetcher: Fetcher,
+    pub(crate) fetcher: Fetcher,
     searcher: Option<Searcher>,
     /// Each holds what it fetches in memory.
     permits: Arc<Semaphore>,

@@ -8,17 +8,17 @@ use sqlx::PgPool;
 use super::*;
 use crate::{Actor, Blobs};
 
-async fn store(pool: &PgPool) -> Store {
+pub(crate) async fn store(pool: &PgPool) -> Store {
     Store::from_pool(pool.clone()).with_blobs(Blobs::memory())
 }
 
-async fn workspace(store: &Store) -> WorkspaceId {
+pub(crate) async fn workspace(store: &Store) -> WorkspaceId {
     let workspace = store.workspace_create("w", &Actor::default()).await;
     workspace.unwrap().id
 }
 
 /// A session; only its existence matters here.
-async fn session(pool: &PgPool, workspace: WorkspaceId) -> SessionId {
+pub(crate) async fn session(pool: &PgPool, workspace: WorkspaceId) -> SessionId {
     let (session, agent, environment) = (SessionId::new(), AgentId::new(), EnvironmentId::new());
     sqlx::query("INSERT INTO agents (id, workspace_id, current_version) VALUES ($1, $2, 1)")
         .bind(agent.0)
@@ -77,7 +77,11 @@ fn made(inserted: Inserted) -> FileRecord {
     }
 }
 
-async fn upload(store: &Store, workspace: WorkspaceId, content: &'static str) -> FileRecord {
+pub(crate) async fn upload(
+    store: &Store,
+    workspace: WorkspaceId,
+    content: &'static str,
+) -> FileRecord {
     let kind = NewKind::Upload { expires_in: None };
     made(insert(store, workspace, kind, content).await)
 }

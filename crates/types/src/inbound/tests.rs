@@ -292,21 +292,27 @@ fn rules_of_each_event() {
 }
 
 #[test]
-fn files_are_not_offered() {
-    let file = json!({"type": "file", "file_id": "file_1"});
-    for event in [
-        message(json!([{"type": "image", "source": file}])),
-        message(json!([{"type": "document", "source": file}])),
-        json!({"type": "user.define_outcome", "description": "d", "rubric": file}),
-    ] {
-        let error = one(event).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::NotImplemented);
-        assert!(
-            error.message.contains("does not offer files yet"),
-            "{}",
-            error.message
+fn files_are_named_by_their_ids() {
+    let file = json!({"type": "file", "file_id": crate::FileId::new()});
+    let blocks = json!([
+        {"type": "image", "source": file}, {"type": "document", "source": file},
+        {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+    ]);
+    let InboundEvent::UserMessage(kept) = one(message(blocks.clone())).unwrap() else {
+        panic!("another event");
+    };
+    assert_eq!(kept.content, blocks);
+    for id in ["file_1", "sesn_011111111111111111111111", "../x"] {
+        let file = json!({"type": "file", "file_id": id});
+        refused(
+            one(message(json!([{"type": "image", "source": file}]))),
+            ErrorKind::InvalidRequest,
+            "Invalid user.message event at events[0]: content[0].source.file_id: `",
         );
     }
+    let rubric = json!({"type": "user.define_outcome", "description": "d", "rubric": file});
+    let error = one(rubric).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotImplemented);
     let many: Vec<Value> = (0..101)
         .map(|_| json!({"type": "document", "source": file}))
         .collect();
@@ -314,6 +320,35 @@ fn files_are_not_offered() {
         one(message(Value::Array(many))),
         ErrorKind::InvalidRequest,
         "events: at most 100 documents may be named by file id",
+    );
+}
+
+#[test]
+fn images_and_documents_have_a_size() {
+    let source = |block: &str, media_type: &str, bytes: usize| {
+        let data = "AAAA".repeat(bytes.div_ceil(3));
+        message(json!([{
+            "type": block,
+            "source": {"type": "base64", "media_type": media_type, "data": data},
+        }]))
+    };
+    assert!(one(source("image", "image/png", 3_932_160)).is_ok());
+    assert!(one(source("document", "application/pdf", 20_971_518)).is_ok());
+    refused(
+        one(source("image", "image/png", 3_932_163)),
+        ErrorKind::InvalidRequest,
+        "Invalid user.message event at events[0]: content[0].source.data: an image may have at most 5 MiB in base64, this has 5242884 bytes",
+    );
+    refused(
+        one(source("document", "application/pdf", 20_971_521)),
+        ErrorKind::InvalidRequest,
+        "Invalid user.message event at events[0]: content[0].source.data: a PDF may have at most 20 MiB, this has 20971521 bytes",
+    );
+    let long = format!("https://example.com/{}", "a".repeat(2048));
+    refused(
+        one(message(json!([{"type": "image", "source": {"type": "url", "url": long}}]))),
+        ErrorKind::InvalidRequest,
+        "Invalid user.message event at events[0]: content[0].source.url: may have at most 2048 bytes",
     );
 }
 
