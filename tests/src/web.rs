@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::settled,
-    site::{PNG, Site},
+    site::Site,
     world::{Server, World},
 };
 
@@ -175,8 +175,7 @@ async fn settings_of_the_agent_hold() -> Result<()> {
     .await?;
     ensure!(text(&answers[0]).ends_with("just notes"), "{:#}", answers[0]);
     ensure!(
-        text(&answers[1]).contains("# Heading\n\nRead [on](")
-            || text(&answers[1]).contains("Cut off at this agent's max_content_tokens: 5 tokens"),
+        text(&answers[1]).contains("# Heading\n\nRead [on\n\n[Cut off at this agent's max_content_tokens: 5"),
         "{:#}",
         answers[1]
     );
@@ -302,6 +301,6 @@ async fn an_interrupt_ends_a_fetch() -> Result<()> {
         &[("web_fetch", json!({"url": format!("{}/image.png", site.url)}))],
     )
     .await?;
-    ensure!(answers[0]["content"][0]["type"] == "image" && !PNG.is_empty(), "{:#}", answers[0]);
+    ensure!(answers[0]["content"][0]["type"] == "image", "{:#}", answers[0]);
     Ok(())
 }
