@@ -59,7 +59,9 @@ fn png() -> Value {
 
 async fn post(client: &Client, session: &str, events: Value) -> Result<(u16, String)> {
     let path = format!("/v1/sessions/{session}/events");
-    let request = client.request(Method::POST, &path).json(&json!({"events": events}));
+    let request = client
+        .request(Method::POST, &path)
+        .json(&json!({"events": events}));
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }
@@ -83,8 +85,14 @@ async fn addresses_are_read_once_and_for_all() -> Result<()> {
     ]);
     client.events(&session, message(blocks.clone())).await?;
     let events = settled(&server, &session).await?;
-    let kept = events.iter().find(|event| event["type"] == "user.message").context("the message")?;
-    ensure!(kept["content"] == blocks, "the log keeps what was sent: {kept:#}");
+    let kept = events
+        .iter()
+        .find(|event| event["type"] == "user.message")
+        .context("the message")?;
+    ensure!(
+        kept["content"] == blocks,
+        "the log keeps what was sent: {kept:#}"
+    );
 
     let first = shown(&world)?;
     ensure!(first[0] == png(), "{:#}", first[0]);
@@ -100,7 +108,9 @@ async fn addresses_are_read_once_and_for_all() -> Result<()> {
     let text = |data: &str| json!({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": data}});
     ensure!(first[2] == text("just notes"), "{:#}", first[2]);
     ensure!(
-        first[3]["source"]["data"].as_str().is_some_and(|page| page.starts_with("# Heading")),
+        first[3]["source"]["data"]
+            .as_str()
+            .is_some_and(|page| page.starts_with("# Heading")),
         "{:#}",
         first[3]
     );
@@ -110,7 +120,10 @@ async fn addresses_are_read_once_and_for_all() -> Result<()> {
         (&first[6], "`10.0.0.1` is not a public address"),
     ] {
         ensure!(
-            block["type"] == "text" && block["text"].as_str().is_some_and(|text| text.contains(words)),
+            block["type"] == "text"
+                && block["text"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(words)),
             "{words}: {block:#}"
         );
     }
@@ -119,12 +132,18 @@ async fn addresses_are_read_once_and_for_all() -> Result<()> {
     let asked = site.requests().len();
     client.say(&session, "again").await?;
     settled(&server, &session).await?;
-    ensure!(shown(&world)?[..first.len()] == first[..], "the prompt's beginning has changed");
+    ensure!(
+        shown(&world)?[..first.len()] == first[..],
+        "the prompt's beginning has changed"
+    );
     drop(server);
     let server = self::server(&world, &site).await?;
     server.client().say(&session, "and again").await?;
     settled(&server, &session).await?;
-    ensure!(shown(&world)?[..first.len()] == first[..], "the prompt's beginning has changed");
+    ensure!(
+        shown(&world)?[..first.len()] == first[..],
+        "the prompt's beginning has changed"
+    );
     ensure!(site.requests().len() == asked, "{:?}", site.requests());
     Ok(())
 }
@@ -149,22 +168,40 @@ async fn files_are_kept_for_the_session() -> Result<()> {
     ] {
         let events = message(json!([{"type": "text", "text": "x"}, block]));
         let (status, text) = post(&client, &session, events).await?;
-        ensure!(status == 400 && text.contains(words), "{words}: {status} {text}");
-        ensure!(text.contains("user.message event at events[0]: content[1]"), "{text}");
+        ensure!(
+            status == 400 && text.contains(words),
+            "{words}: {status} {text}"
+        );
+        ensure!(
+            text.contains("user.message event at events[0]: content[1]"),
+            "{text}"
+        );
     }
     let hundred: Vec<_> = (0..101).map(|_| by_id("document", &notes)).collect();
     let (status, text) = post(&client, &session, message(json!(hundred))).await?;
-    ensure!(status == 400 && text.contains("at most 100 documents"), "{status} {text}");
-    ensure!(client.list(&session).await?.is_empty(), "something was accepted");
+    ensure!(
+        status == 400 && text.contains("at most 100 documents"),
+        "{status} {text}"
+    );
+    ensure!(
+        client.list(&session).await?.is_empty(),
+        "something was accepted"
+    );
 
     let blocks = json!([by_id("image", &image), by_id("document", &paper), {"type": "text", "text": "!tool ask"}]);
     client.events(&session, message(blocks.clone())).await?;
     client.wait_status(&session, "idle").await?;
     let events = client.list(&session).await?;
-    let call = events.iter().find(|e| e["type"] == "agent.custom_tool_use").context("a call")?;
+    let call = events
+        .iter()
+        .find(|e| e["type"] == "agent.custom_tool_use")
+        .context("a call")?;
     // The files may go now.
     for id in [&image, &paper] {
-        let gone = client.request(Method::DELETE, &format!("/v1/files/{id}")).send().await?;
+        let gone = client
+            .request(Method::DELETE, &format!("/v1/files/{id}"))
+            .send()
+            .await?;
         ensure!(gone.status().is_success(), "{}", gone.status());
     }
     let answer = json!([{
@@ -173,11 +210,21 @@ async fn files_are_kept_for_the_session() -> Result<()> {
     }]);
     client.events(&session, answer).await?;
     let events = settled(&server, &session).await?;
-    ensure!(events.iter().any(|event| event["content"] == blocks), "the log keeps what was sent");
+    ensure!(
+        events.iter().any(|event| event["content"] == blocks),
+        "the log keeps what was sent"
+    );
     let first = shown(&world)?;
     ensure!(first[0] == png(), "{:#}", first[0]);
-    ensure!(first[1]["source"]["media_type"] == "application/pdf", "{:#}", first[1]);
-    let result = first.iter().find(|block| block["type"] == "tool_result").context("a result")?;
+    ensure!(
+        first[1]["source"]["media_type"] == "application/pdf",
+        "{:#}",
+        first[1]
+    );
+    let result = first
+        .iter()
+        .find(|block| block["type"] == "tool_result")
+        .context("a result")?;
     ensure!(
         result["content"][0]["source"]
             == json!({"type": "text", "media_type": "text/plain", "data": "# notes"}),
@@ -186,10 +233,16 @@ async fn files_are_kept_for_the_session() -> Result<()> {
 
     // A file that is gone cannot be named any more; what was shown stays.
     let (status, text) = post(&client, &session, message(json!([by_id("image", &image)]))).await?;
-    ensure!(status == 400 && text.contains("there is no file"), "{status} {text}");
+    ensure!(
+        status == 400 && text.contains("there is no file"),
+        "{status} {text}"
+    );
     client.say(&session, "again").await?;
     settled(&server, &session).await?;
-    ensure!(shown(&world)?[..first.len()] == first[..], "the prompt's beginning has changed");
+    ensure!(
+        shown(&world)?[..first.len()] == first[..],
+        "the prompt's beginning has changed"
+    );
 
     // A session may begin with one.
     let session = client.get(&format!("/v1/sessions/{session}")).await?;
@@ -199,13 +252,24 @@ async fn files_are_kept_for_the_session() -> Result<()> {
     });
     let begun = client.post("/v1/sessions", &body).await?;
     settled(&server, begun["id"].as_str().context("id")?).await?;
-    ensure!(shown(&world)?[0]["source"]["data"] == "# notes", "{:#?}", shown(&world)?);
+    ensure!(
+        shown(&world)?[0]["source"]["data"] == "# notes",
+        "{:#?}",
+        shown(&world)?
+    );
     let body = json!({
         "agent": session["agent"]["id"], "environment_id": session["environment_id"],
         "initial_events": message(json!([by_id("document", &image)])),
     });
-    let response = client.request(Method::POST, "/v1/sessions").json(&body).send().await?;
+    let response = client
+        .request(Method::POST, "/v1/sessions")
+        .json(&body)
+        .send()
+        .await?;
     let (status, text) = (response.status(), response.text().await?);
-    ensure!(status == 400 && text.contains("event at initial_events[0]: content[0]"), "{text}");
+    ensure!(
+        status == 400 && text.contains("event at initial_events[0]: content[0]"),
+        "{text}"
+    );
     Ok(())
 }

@@ -20,7 +20,8 @@ use tokio::{
 use crate::world::DEADLINE;
 
 /// The smallest PNG there is, nearly.
-pub const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0\x1f\x15\xc4\x89";
+pub const PNG: &[u8] =
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0\x1f\x15\xc4\x89";
 
 #[derive(Default)]
 struct Seen {
@@ -65,7 +66,10 @@ impl Site {
     }
 
     pub fn count(&self, part: &str) -> usize {
-        self.requests().iter().filter(|path| path.contains(part)).count()
+        self.requests()
+            .iter()
+            .filter(|path| path.contains(part))
+            .count()
     }
 
     /// Waits until so many requests have had this in their path.
@@ -91,7 +95,10 @@ impl Site {
     /// What a server needs to reach this.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("SELFSAME__NET__ALLOWED_RANGES", r#"["127.0.0.1/32"]"#.to_owned()),
+            (
+                "SELFSAME__NET__ALLOWED_RANGES",
+                r#"["127.0.0.1/32"]"#.to_owned(),
+            ),
             ("SELFSAME__WEB__SEARCH_BACKEND", "searxng".to_owned()),
             ("SELFSAME__WEB__SEARCH_URL", self.url.clone()),
         ]

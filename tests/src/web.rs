@@ -47,7 +47,9 @@ async fn results(server: &Server, session: &str, count: usize) -> Result<Vec<Val
         .iter()
         .map(|id| {
             let result = events.iter().find(|event| event["tool_use_id"] == *id);
-            result.cloned().with_context(|| format!("no result for {id}"))
+            result
+                .cloned()
+                .with_context(|| format!("no result for {id}"))
         })
         .collect()
 }
@@ -75,14 +77,26 @@ async fn pages_and_searches_reach_the_model() -> Result<()> {
         &server,
         &session,
         &[
-            ("web_fetch", json!({"url": format!("{}/page#part", site.url)})),
+            (
+                "web_fetch",
+                json!({"url": format!("{}/page#part", site.url)}),
+            ),
             ("web_search", json!({"query": "anything"})),
-            ("web_fetch", json!({"url": format!("{}/image.png", site.url)})),
-            ("web_fetch", json!({"url": format!("{}/paper.pdf", site.url)})),
+            (
+                "web_fetch",
+                json!({"url": format!("{}/image.png", site.url)}),
+            ),
+            (
+                "web_fetch",
+                json!({"url": format!("{}/paper.pdf", site.url)}),
+            ),
         ],
     )
     .await?;
-    ensure!(results.iter().all(|result| result["is_error"] == false), "{results:#?}");
+    ensure!(
+        results.iter().all(|result| result["is_error"] == false),
+        "{results:#?}"
+    );
     let expected = format!(
         "Title: A page\nURL: {0}/page\n\n# Heading\n\nRead [on]({0}/next).\n\n/page",
         site.url
@@ -98,25 +112,47 @@ async fn pages_and_searches_reach_the_model() -> Result<()> {
         "{:#}",
         results[1]
     );
-    ensure!(results[2]["content"][0]["source"]["media_type"] == "image/png", "{:#}", results[2]);
-    ensure!(results[3]["content"][0]["type"] == "document", "{:#}", results[3]);
-    ensure!(site.count("/search?q=anything&format=json") == 1, "{:?}", site.requests());
+    ensure!(
+        results[2]["content"][0]["source"]["media_type"] == "image/png",
+        "{:#}",
+        results[2]
+    );
+    ensure!(
+        results[3]["content"][0]["type"] == "document",
+        "{:#}",
+        results[3]
+    );
+    ensure!(
+        site.count("/search?q=anything&format=json") == 1,
+        "{:?}",
+        site.requests()
+    );
 
     // The model was offered the two and shown exactly what the events show.
     let requests = world.model.requests(None);
     let first: Value = serde_json::from_str(&requests[0].body)?;
-    let offered: Vec<_> = first["tools"].as_array().context("tools")?.iter().map(|t| &t["name"]).collect();
+    let offered: Vec<_> = first["tools"]
+        .as_array()
+        .context("tools")?
+        .iter()
+        .map(|t| &t["name"])
+        .collect();
     ensure!(offered == ["web_fetch", "web_search"], "{offered:?}");
     let last: Value = serde_json::from_str(&requests.last().context("requests")?.body)?;
-    let shown = last["messages"].as_array().and_then(|m| m.last()).context("a message")?;
+    let shown = last["messages"]
+        .as_array()
+        .and_then(|m| m.last())
+        .context("a message")?;
     for result in &results {
         let wanted = &result["content"][0];
         let blocks = shown["content"].as_array().into_iter().flatten();
         let found = blocks.flat_map(|block| block["content"].as_array().into_iter().flatten());
         ensure!(
-            found.into_iter().any(|block| block["type"] == wanted["type"]
-                && block["source"] == wanted["source"]
-                && block["text"] == wanted["text"]),
+            found
+                .into_iter()
+                .any(|block| block["type"] == wanted["type"]
+                    && block["source"] == wanted["source"]
+                    && block["text"] == wanted["text"]),
             "{wanted:#} is not in {shown:#}"
         );
     }
@@ -154,28 +190,45 @@ async fn settings_of_the_agent_hold() -> Result<()> {
         ],
     )
     .await?;
-    refused(&answers[0], "url_not_allowed: the settings of this agent's web_fetch do not allow `127.0.0.1`")?;
+    refused(
+        &answers[0],
+        "url_not_allowed: the settings of this agent's web_fetch do not allow `127.0.0.1`",
+    )?;
     let found = answers[1]["content"].as_array().context("content")?;
-    ensure!(found.len() == 1 && found[0]["title"] == "Found", "{found:#?}");
+    ensure!(
+        found.len() == 1 && found[0]["title"] == "Found",
+        "{found:#?}"
+    );
     ensure!(site.count("/page") == 0, "it was fetched all the same");
 
     let session = client
-        .session(web_only(json!({"max_content_tokens": 5}), json!({"allowed_domains": ["example.com"]})))
+        .session(web_only(
+            json!({"max_content_tokens": 5}),
+            json!({"allowed_domains": ["example.com"]}),
+        ))
         .await?;
     let answers = call(
         &server,
         &session,
         &[
-            ("web_fetch", json!({"url": format!("{}/notes.txt", site.url)})),
+            (
+                "web_fetch",
+                json!({"url": format!("{}/notes.txt", site.url)}),
+            ),
             ("web_fetch", json!({"url": page})),
             ("web_search", json!({"query": "x"})),
             ("web_fetch", json!({"link": page})),
         ],
     )
     .await?;
-    ensure!(text(&answers[0]).ends_with("just notes"), "{:#}", answers[0]);
     ensure!(
-        text(&answers[1]).contains("# Heading\n\nRead [on\n\n[Cut off at this agent's max_content_tokens: 5"),
+        text(&answers[0]).ends_with("just notes"),
+        "{:#}",
+        answers[0]
+    );
+    ensure!(
+        text(&answers[1])
+            .contains("# Heading\n\nRead [on]\n\n[Cut off at this agent's max_content_tokens: 5"),
         "{:#}",
         answers[1]
     );
@@ -189,7 +242,10 @@ async fn settings_of_the_agent_hold() -> Result<()> {
     let session = client.session(web_only(sources, json!({}))).await?;
     let found = format!("{}/found", site.url);
     let answers = call(&server, &session, &[("web_fetch", json!({"url": found}))]).await?;
-    refused(&answers[0], "url_not_allowed: this agent may only fetch addresses")?;
+    refused(
+        &answers[0],
+        "url_not_allowed: this agent may only fetch addresses",
+    )?;
     call(&server, &session, &[("web_search", json!({"query": "x"}))]).await?;
     let answers = call(
         &server,
@@ -216,18 +272,32 @@ async fn what_a_server_lacks_is_said() -> Result<()> {
         &[
             ("web_search", json!({"query": "x"})),
             ("web_fetch", json!({"url": "http://127.0.0.1:1/"})),
-            ("web_fetch", json!({"url": "http://169.254.169.254/latest/meta-data"})),
+            (
+                "web_fetch",
+                json!({"url": "http://169.254.169.254/latest/meta-data"}),
+            ),
         ],
     )
     .await?;
     refused(&answers[0], "web.search_backend")?;
-    refused(&answers[1], "url_not_allowed: `127.0.0.1` is not a public address")?;
-    refused(&answers[2], "url_not_allowed: `169.254.169.254` is not a public address")?;
+    refused(
+        &answers[1],
+        "url_not_allowed: `127.0.0.1` is not a public address",
+    )?;
+    refused(
+        &answers[2],
+        "url_not_allowed: `169.254.169.254` is not a public address",
+    )?;
     let session = client.get(&format!("/v1/sessions/{session}")).await?;
-    ensure!(session["usage"]["server_tool_use"]["web_search_requests"] == 0, "{session:#}");
+    ensure!(
+        session["usage"]["server_tool_use"]["web_search_requests"] == 0,
+        "{session:#}"
+    );
 
     // A backend without what it needs stops the start.
-    let broken = world.server_with(&[("SELFSAME__WEB__SEARCH_BACKEND", "brave")]).await;
+    let broken = world
+        .server_with(&[("SELFSAME__WEB__SEARCH_BACKEND", "brave")])
+        .await;
     let error = broken.err().context("it started")?.to_string();
     ensure!(error.contains("web.search_key is needed"), "{error}");
     Ok(())
@@ -242,13 +312,26 @@ async fn long_pages_go_to_the_sandbox_if_there_is_one() -> Result<()> {
     let session = client.session(web_only(json!({}), json!({}))).await?;
     let answers = call(&server, &session, &[("web_fetch", url.clone())]).await?;
     let shown = text(&answers[0]);
-    ensure!(shown.ends_with("[output truncated at 100000 characters]"), "{}", shown.len());
+    ensure!(
+        shown.ends_with("[output truncated at 100000 characters]"),
+        "{}",
+        shown.len()
+    );
 
-    let session = client.session(json!([{"type": "agent_toolset_20260401"}])).await?;
+    let session = client
+        .session(json!([{"type": "agent_toolset_20260401"}]))
+        .await?;
     let answers = call(&server, &session, &[("web_fetch", url)]).await?;
     let shown = text(&answers[0]);
-    let path = format!("/mnt/session/tool-outputs/{}.txt", answers[0]["tool_use_id"].as_str().context("id")?);
-    ensure!(shown.len() < 20_000 && shown.contains(&path), "{}", shown.len());
+    let path = format!(
+        "/mnt/session/tool-outputs/{}.txt",
+        answers[0]["tool_use_id"].as_str().context("id")?
+    );
+    ensure!(
+        shown.len() < 20_000 && shown.contains(&path),
+        "{}",
+        shown.len()
+    );
     let answers = call(
         &server,
         &session,
@@ -263,9 +346,15 @@ async fn long_pages_go_to_the_sandbox_if_there_is_one() -> Result<()> {
 async fn after_a_crash_pages_are_fetched_again_and_searches_are_not() -> Result<()> {
     let (world, site) = (World::new().await?, Site::start().await?);
     let mut first = server(&world, &site).await?;
-    let session = first.client().session(web_only(json!({}), json!({}))).await?;
+    let session = first
+        .client()
+        .session(web_only(json!({}), json!({})))
+        .await?;
     let fetch = json!({"url": format!("{}/slow", site.url)});
-    let say = format!("!tool web_fetch {fetch}\n!tool web_search {}", json!({"query": "slow"}));
+    let say = format!(
+        "!tool web_fetch {fetch}\n!tool web_search {}",
+        json!({"query": "slow"})
+    );
     first.client().say(&session, &say).await?;
     site.wait("/slow", 1).await?;
     site.wait("q=slow", 1).await?;
@@ -287,20 +376,34 @@ async fn an_interrupt_ends_a_fetch() -> Result<()> {
     let client = server.client();
     let session = client.session(web_only(json!({}), json!({}))).await?;
     let fetch = json!({"url": format!("{}/slow", site.url)});
-    client.say(&session, &format!("!tool web_fetch {fetch}")).await?;
+    client
+        .say(&session, &format!("!tool web_fetch {fetch}"))
+        .await?;
     site.wait("/slow", 1).await?;
-    client.events(&session, json!([{"type": "user.interrupt"}])).await?;
+    client
+        .events(&session, json!([{"type": "user.interrupt"}]))
+        .await?;
     let answers = results(&server, &session, 1).await?;
     refused(&answers[0], "interrupted")?;
     let made = std::fs::read_dir(world.path("data/sandboxes"));
-    ensure!(made.map_or(0, Iterator::count) == 0, "a sandbox was made to end it in");
+    ensure!(
+        made.map_or(0, Iterator::count) == 0,
+        "a sandbox was made to end it in"
+    );
     // The session goes on.
     let answers = call(
         &server,
         &session,
-        &[("web_fetch", json!({"url": format!("{}/image.png", site.url)}))],
+        &[(
+            "web_fetch",
+            json!({"url": format!("{}/image.png", site.url)}),
+        )],
     )
     .await?;
-    ensure!(answers[0]["content"][0]["type"] == "image", "{:#}", answers[0]);
+    ensure!(
+        answers[0]["content"][0]["type"] == "image",
+        "{:#}",
+        answers[0]
+    );
     Ok(())
 }

@@ -346,7 +346,9 @@ fn images_and_documents_have_a_size() {
     );
     let long = format!("https://example.com/{}", "a".repeat(2048));
     refused(
-        one(message(json!([{"type": "image", "source": {"type": "url", "url": long}}]))),
+        one(message(
+            json!([{"type": "image", "source": {"type": "url", "url": long}}]),
+        )),
         ErrorKind::InvalidRequest,
         "Invalid user.message event at events[0]: content[0].source.url: may have at most 2048 bytes",
     );
