@@ -1,4 +1,4 @@
-//! Outputs: what an agent writes below [`OUTPUTS`](super::OUTPUTS) becomes files of its session.
+//! Outputs: what an agent writes below [`OUTPUTS`] becomes files of its session.
 //!
 //! The hands give a fingerprint of that directory with each result, so looking costs nothing while
 //! nothing has changed. A file that changed gets a new id and takes the place of the one with its path;
