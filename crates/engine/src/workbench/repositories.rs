@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use selfsame_sandbox::{Put, Ran, Run, Sandbox, SandboxError};
+use selfsame_sandbox::{DoorState, Put, Ran, Run, Sandbox, SandboxError};
 use selfsame_store::{ResourceKind, ResourceRecord};
 use selfsame_types::{
     SessionId,
@@ -48,9 +48,22 @@ impl Workbench {
         if repositories.is_empty() {
             return Ok(());
         }
-        let mut findings = Findings::default();
+        let missing = |mounted: &HashSet<Uuid>| {
+            repositories
+                .iter()
+                .any(|(record, _)| !mounted.contains(&record.id.0))
+        };
+        // Without a door there is no way to clone, and without isolation `git`'s system configuration
+        // is the server's own.
+        let doorless = missing(mounted) && matches!(sandbox.door().await?, DoorState::None { .. });
         for (record, repository) in &repositories {
             if mounted.contains(&record.id.0) {
+                continue;
+            }
+            if doorless {
+                let error = ErrorType::RepositoryCloneError;
+                let reason = "sandboxes of this server have no way out";
+                fit.troubles.push(trouble(error, repository, reason));
                 continue;
             }
             if let Err(trouble) = self.configure(sandbox, repository, mounted).await? {
@@ -68,11 +81,11 @@ impl Workbench {
                 }
             }
         }
-        if wanted.equipment.findings.is_none() {
-            for (record, repository) in &repositories {
-                if mounted.contains(&record.id.0) {
-                    look(sandbox, &repository.mount_path, &mut findings).await?;
-                }
+        // Looked for once, when all are there: the prompt stays the same from then on.
+        if wanted.equipment.findings.is_none() && !missing(mounted) {
+            let mut findings = Findings::default();
+            for (_, repository) in &repositories {
+                look(sandbox, &repository.mount_path, &mut findings).await?;
             }
             let findings = crate::change::text(&findings);
             self.store.session_findings(session, &findings).await?;
@@ -100,16 +113,16 @@ impl Workbench {
             selfsame_types::session::repository(&repository.url).map_or("", |(host, ..)| host);
         for (key, value) in [("proxy", GIT_PROXY), ("sslCAInfo", CA_FILE)] {
             let name = format!("http.https://{host}/.{key}");
-            let ran = git(sandbox, &["config", "--system", &name, value], GIT_TIMEOUT).await?;
-            if ran.code != Some(0) {
-                let error = ErrorType::RepositoryCloneError;
-                let reason = match ran.code {
-                    // The hands answer as a shell does where there is no such program.
-                    Some(127) => "the sandbox's image has no git".to_owned(),
-                    _ => last_lines(&ran),
+            let reason =
+                match git(sandbox, &["config", "--system", &name, value], GIT_TIMEOUT).await {
+                    Ok(ran) if ran.code == Some(0) => continue,
+                    Ok(ran) => last_lines(&ran),
+                    // An image without git: the session goes on.
+                    Err(FitError::Sandbox(SandboxError::Failed(reason))) => reason,
+                    Err(error) => return Err(error),
                 };
-                return Ok(Err(trouble(error, repository, &reason)));
-            }
+            let error = ErrorType::RepositoryCloneError;
+            return Ok(Err(trouble(error, repository, &reason)));
         }
         Ok(Ok(()))
     }
