@@ -310,3 +310,22 @@ async fn what_cannot_be_mounted_is_refused_in_words() -> Result<()> {
     ensure!(sessions["data"] == json!([]), "{sessions:#?}");
     Ok(())
 }
+
+/// Plain processes have no door. Nothing of the machine's own git is touched for them.
+#[tokio::test]
+async fn without_a_door_a_session_goes_on_without_its_repository() -> Result<()> {
+    let world = World::new().await?;
+    let server = world.server().await?;
+    let client = server.client();
+    let before = std::fs::read("/etc/gitconfig").ok();
+    let resource = json!({"type": "github_repository", "url": "https://github.com/acme/tool"});
+    let session = id(&session_with(&client, json!([resource])).await?)?;
+    client.say(&session, "!bash echo still here").await?;
+    let events = settled(&server, &session).await?;
+    let error = events.iter().find(|event| event["type"] == "session.error");
+    let error = &error.context("an error")?["error"];
+    ensure!(error["type"] == "repository_clone_error", "{error}");
+    ensure!(results(&events)[0].trim_end() == "still here");
+    ensure!(std::fs::read("/etc/gitconfig").ok() == before);
+    Ok(())
+}
