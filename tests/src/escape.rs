@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// Where a probe gets through, when it must not from a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Control {
-    /// An ordinary container, on Docker's own network.
+    /// An ordinary container, on an ordinary network of Docker's.
     Bridge,
     /// A container on the host's network.
     Host,
@@ -154,15 +154,26 @@ fn plan<'a>(marker: &str, probes: impl Iterator<Item = &'a Probe>) -> String {
     json!({"marker": marker, "probes": probes}).to_string()
 }
 
-/// Runs probes in a container that is no sandbox.
-async fn in_container(control: Control, marker: &str, plan: &str) -> Result<Outcome> {
+/// Runs probes in a container that is no sandbox, on `network` if it is to have one of its own.
+async fn in_container(
+    control: Control,
+    network: &str,
+    marker: &str,
+    plan: &str,
+) -> Result<Outcome> {
     let image = image();
     let mut arguments = vec!["run", "--rm", "--init", "--entrypoint=bash"];
     match control {
         Control::Host => arguments.push("--network=host"),
-        Control::Capable => arguments.extend(["--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN"]),
-        Control::Metadata => arguments.extend(["--cap-add=NET_ADMIN", "--network=none"]),
-        _ => {}
+        Control::Capable => {
+            arguments.extend([
+                "--network=none",
+                "--cap-add=SYS_ADMIN",
+                "--cap-add=NET_ADMIN",
+            ]);
+        }
+        Control::Metadata => arguments.extend(["--network=none", "--cap-add=NET_ADMIN"]),
+        _ => arguments.extend(["--network", network]),
     }
     let run = match control {
         Control::Metadata => {
@@ -223,32 +234,42 @@ async fn session(server: &Server, networking: Value, resources: Value) -> Result
     Ok(session["id"].as_str().context("an id")?.to_owned())
 }
 
-/// A container on Docker's own network that answers on port 8000.
-#[derive(Default)]
+/// A container that answers on port 8000, on a network of its own making: a daemon may have no default one.
 struct Neighbour {
     id: String,
+    network: String,
     address: String,
     /// This machine, as containers see it.
     gateway: String,
-    /// Docker's network, in which both are.
-    network: String,
+    /// The network's addresses.
+    range: String,
 }
 
 impl Neighbour {
     async fn start(marker: &str) -> Result<Self> {
+        let mut neighbour = Self {
+            id: String::new(),
+            network: format!("selfsame-escape-{marker}"),
+            address: String::new(),
+            gateway: String::new(),
+            range: String::new(),
+        };
+        docker(&["network", "create", &neighbour.network]).await?;
         let mut arguments = vec!["run", "-d", "--rm", "--init", "--entrypoint=python3"];
         let image = image();
+        arguments.extend(["--network", &neighbour.network]);
         arguments.extend([&*image, "-c", STAND, marker, "8000"]);
-        let id = docker(&arguments).await?;
+        neighbour.id = docker(&arguments).await?;
         let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}} {{.IPPrefixLen}}{{end}}";
-        let found = docker(&["inspect", "--format", format, &id]).await;
-        let mut neighbour = Self::default();
-        neighbour.id = id;
-        let found = found?;
+        let found = docker(&["inspect", "--format", format, &neighbour.id]).await?;
         let [address, gateway, bits] = found.split(' ').collect::<Vec<_>>()[..] else {
             bail!("a container's network is {found:?}");
         };
-        neighbour.network = format!("{address}/{bits}");
+        ensure!(
+            !address.is_empty() && !gateway.is_empty(),
+            "a container has no address: {found:?}"
+        );
+        neighbour.range = format!("{address}/{bits}");
         address.clone_into(&mut neighbour.address);
         gateway.clone_into(&mut neighbour.gateway);
         Ok(neighbour)
@@ -257,9 +278,11 @@ impl Neighbour {
 
 impl Drop for Neighbour {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("docker")
-            .args(["rm", "-f", &self.id])
-            .output();
+        for arguments in [["rm", "-f", &self.id], ["network", "rm", &self.network]] {
+            let _ = std::process::Command::new("docker")
+                .args(arguments)
+                .output();
+        }
     }
 }
 
@@ -293,7 +316,7 @@ async fn nothing_gets_out_but_through_the_door() -> Result<()> {
     ));
     let hosts = format!("[{}]", hosts.join(", "));
     let upstreams = format!("[{{host = \"git.test\", url = \"http://127.0.0.1:{git}\"}}]");
-    let listed = format!("[\"127.0.0.0/8\", \"{}\"]", neighbour.network);
+    let listed = format!("[\"127.0.0.0/8\", \"{}\"]", neighbour.range);
     let settings = |ranges| {
         [
             ("SELFSAME__NET__HOSTS", &*hosts),
@@ -319,7 +342,7 @@ async fn nothing_gets_out_but_through_the_door() -> Result<()> {
             &marker,
             table.iter().filter(|probe| probe.control == control),
         );
-        controls.extend(in_container(control, &marker, &plan).await?);
+        controls.extend(in_container(control, &neighbour.network, &marker, &plan).await?);
     }
     let unrestricted = json!({"type": "unrestricted"});
     let session_there = session(&open_server, unrestricted.clone(), json!([])).await?;
