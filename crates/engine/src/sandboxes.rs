@@ -21,7 +21,7 @@ use crate::{
     door::{Access, Door, Wallet},
     fail,
     images::{ImageError, Images, Wanted},
-    machine::Trouble,
+    machine::{About, ErrorType, Trouble},
     vaults::{Vaults, VaultsError},
     workbench::{FitError, Outfit, Outputs, Workbench},
 };
@@ -320,6 +320,29 @@ impl Sandboxes {
             .as_mut()
             .map(|connected| std::mem::take(&mut connected.troubles))
             .unwrap_or_default()
+    }
+
+    /// Hosts that credentials name and that programs of the session could not reach, each credential once.
+    pub fn unreachable(&self, session: SessionId) -> Vec<Trouble> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let wallet = slots.get(&session).and_then(|place| {
+            // While it is being connected no program has run in it.
+            let slot = place.slot.try_lock().ok()?;
+            Some(Arc::clone(&slot.connected.as_ref()?.wallet))
+        });
+        let found = wallet.map(|wallet| wallet.take_unreachable());
+        let told = found.into_iter().flatten().map(|it| Trouble {
+            error_type: ErrorType::CredentialHostUnreachableError,
+            message: format!(
+                "`{}` is meant for `{}`, which cannot be reached: {}",
+                it.secret_name, it.host, it.reason
+            ),
+            about: About::Credential {
+                credential: it.credential,
+                vault: it.vault,
+            },
+        });
+        told.collect()
     }
 
     /// The paragraphs about a session's own material for its model. With files or repositories its

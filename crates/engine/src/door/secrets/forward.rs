@@ -159,14 +159,12 @@ fn judge(opened: &Opened, method: &Method, uri: &Uri, headers: &HeaderMap) -> Re
         let reason = format!("This connection is to `{}` alone", opened.host);
         return Err((StatusCode::MISDIRECTED_REQUEST, reason));
     }
-    // Each message is framed anew, so what two readers could take for two messages goes no further.
+    // A message is framed anew, so there is one reading of where it ends. Another coding below that of
+    // chunks would be lost with them.
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if !chunked || codings.next().is_some() || headers.contains_key(CONTENT_LENGTH) {
-            let reason = "A body is sent in chunks or with its length, and in no other coding";
-            return refuse(StatusCode::BAD_REQUEST, reason);
-        }
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let reason = "A body is sent in chunks or with its length, and in no other coding";
+        return refuse(StatusCode::BAD_REQUEST, reason);
     }
     Ok(())
 }

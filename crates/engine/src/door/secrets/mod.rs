@@ -62,7 +62,6 @@ use tokio_rustls::{
 };
 
 use self::body::Outbound;
-pub(crate) use self::wallet::Unreachable;
 pub use self::wallet::Wallet;
 pub(super) use self::{forward::replace, placeholder::Placeholders, wallet::Part};
 use super::{

@@ -171,6 +171,12 @@ impl Wallet {
         }
     }
 
+    /// As if [`FRESH`] had passed.
+    #[cfg(test)]
+    pub(super) async fn grow_old(&self) {
+        *self.known.lock().await = None;
+    }
+
     async fn read(&self) -> Result<Vec<Variable>, VaultsError> {
         match &self.source {
             Source::Vaults(vaults) => vaults.variables(self.session).await,
