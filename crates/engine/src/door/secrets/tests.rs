@@ -14,10 +14,7 @@ use tokio::{
 use self::world::{SECRET, World, chunks, get, post, variable};
 use super::body::HELD;
 use crate::{
-    door::{
-        Network,
-        tests::{Answer, limited},
-    },
+    door::tests::{Answer, limited},
     vaults::Networking,
 };
 

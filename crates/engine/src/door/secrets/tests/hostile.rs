@@ -140,4 +140,3 @@ async fn a_secret_that_is_no_header_breaks_none() {
         "secret\r\nX-Injected: yes"
     );
 }
-

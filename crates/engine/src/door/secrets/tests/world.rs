@@ -129,7 +129,12 @@ impl World {
     }
 
     /// TLS to `host` as a program inside speaks it that trusts one of the authorities.
-    pub(super) async fn tls(&self, host: &str, trusted: &str, alpn: &[&str]) -> std::io::Result<Client> {
+    pub(super) async fn tls(
+        &self,
+        host: &str,
+        trusted: &str,
+        alpn: &[&str],
+    ) -> std::io::Result<Client> {
         self.tls_naming(host, host, trusted, alpn).await
     }
 
@@ -237,4 +242,3 @@ pub(super) fn chunks(body: &str, size: usize) -> String {
     });
     chunks.collect()
 }
-
