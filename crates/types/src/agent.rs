@@ -11,7 +11,7 @@ pub(crate) use params::{replacement, resolve_mcp_servers, resolve_skills, resolv
 use crate::{
     AgentId, ApiError, Metadata, Timestamp, check,
     model::ModelConfig,
-    multiagent::{Members, Multiagent, SessionMultiagent, check_session},
+    multiagent::{Members, Multiagent, Reference, SessionMultiagent, check_session},
     tool::{
         AgentToolset, BuiltinTool, CustomTool, McpToolset, PermissionPolicy, Tool, ToolSetting,
     },
@@ -359,6 +359,14 @@ impl Agent {
             updated_at,
             archived_at,
         }
+    }
+
+    /// Its members, as they have to be looked up for a session.
+    #[must_use]
+    pub fn references(&self) -> Vec<Reference> {
+        let members = self.config.multiagent.iter().flat_map(Multiagent::agents);
+        let others = members.filter(|member| member.id != self.id);
+        others.map(|member| (*member).into()).collect()
     }
 
     /// The copy that a session without overrides runs.

@@ -141,17 +141,12 @@ impl UpdateAgent {
             Patch::Value(params) => params.references(agent.id),
             Patch::Absent | Patch::Null => Vec::new(),
         };
-        let stored = agent.config.multiagent.iter().flat_map(|m| m.agents());
-        let stored = stored.filter(|member| member.id != agent.id);
-        named
-            .into_iter()
-            .chain(stored.map(|member| (*member).into()))
-            .collect()
+        [named, agent.references()].concat()
     }
 
     /// What the agent's next version is to be, when `agent` is its latest. Equal to the present
     /// configuration when nothing changes effectively.
-    pub fn change(self, agent: &Agent, members: &Members) -> Result<AgentConfig, ApiError> {
+    pub fn change(&self, agent: &Agent, members: &Members) -> Result<AgentConfig, ApiError> {
         match self.version {
             Some(version) if version < 1 => {
                 return Err(ApiError::invalid(
@@ -174,7 +169,7 @@ impl UpdateAgent {
                 agent.id
             )));
         }
-        self.apply(agent, members)
+        self.clone().apply(agent, members)
     }
 
     fn apply(self, agent: &Agent, members: &Members) -> Result<AgentConfig, ApiError> {

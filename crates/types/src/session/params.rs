@@ -111,7 +111,7 @@ pub fn resolve_agent(
     let mut snapshot = agent.snapshot(members)?;
     overrides
         .apply(&mut snapshot)
-        .map_err(|error| under("agent", error))?;
+        .map_err(|error| error.under("agent"))?;
     Ok(snapshot)
 }
 
@@ -141,14 +141,6 @@ impl AgentOverrides {
             spec.skills = resolve_skills(skills)?;
         }
         snapshot.settle()
-    }
-}
-
-/// The same error about a field further in.
-fn under(parent: &str, error: ApiError) -> ApiError {
-    ApiError {
-        message: format!("{parent}.{}", error.message).into(),
-        ..error
     }
 }
 
@@ -401,7 +393,7 @@ impl UpdateSession {
                 };
                 overrides
                     .apply(&mut fields.agent)
-                    .map_err(|error| under("agent", error))?;
+                    .map_err(|error| error.under("agent"))?;
             }
         }
         Ok(fields)
