@@ -12,7 +12,7 @@
 //! session's lock, and when the lease is gone every append is refused and it stops.
 
 mod append;
-mod execute;
+pub(crate) mod execute;
 
 use std::{
     collections::{HashMap, HashSet},
