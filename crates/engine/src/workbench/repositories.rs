@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Fit, FitError, Outfit, Workbench, briefing::Findings};
 use crate::{
     door::GIT_PROXY,
-    machine::{ErrorType, Trouble},
+    machine::{About, ErrorType, Trouble},
     resources,
 };
 
@@ -104,9 +104,9 @@ impl Workbench {
             let file = Put {
                 path: CA_FILE.to_owned(),
                 mode: 0o444,
-                size: self.git_ca.len() as u64,
+                size: self.door_ca.len() as u64,
             };
-            sandbox.put(&file, self.git_ca.as_bytes()).await?;
+            sandbox.put(&file, self.door_ca.as_bytes()).await?;
             mounted.insert(CONFIGURED);
         }
         let host =
@@ -278,7 +278,7 @@ fn trouble(error_type: ErrorType, repository: &GithubRepositoryResource, reason:
             "The repository {} could not be mounted: {reason}",
             repository.url
         ),
-        repository_url: Some(repository.url.clone()),
+        about: About::Repository(repository.url.clone()),
     }
 }
 
