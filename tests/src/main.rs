@@ -9,6 +9,7 @@ mod escape;
 mod lifecycle;
 mod programs;
 mod repositories;
+mod rotation;
 mod sandboxes;
 mod servers;
 mod site;
