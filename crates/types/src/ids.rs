@@ -136,6 +136,7 @@ ids! {
     /// The same id as the older generation of the skills API writes it.
     LegacySkillVersionId = "skillver";
     VaultId = "vlt";
+    CredentialId = "vcrd";
     MemoryStoreId = "memstore";
     /// One server process. Never part of the public API.
     ServerId = "server";

@@ -37,8 +37,8 @@ pub use inputs::{Input, InputKind};
 pub use next::Next;
 pub use outcome::{Grade, GradeVerdict, Outcome};
 pub use payload::{
-    ErrorType, HiddenCall, HiddenResult, ModelUsage, Payload, Permission, Private, RetryStatus,
-    StopReason, Trouble,
+    About, ErrorType, HiddenCall, HiddenResult, McpTool, ModelUsage, Payload, Permission, Private,
+    RetryStatus, StopReason, Trouble,
 };
 pub use step::{INTERRUPTED, Spawned, Step, Written};
 pub use work::{

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use crate::change::session_view;
 
 use super::{
-    CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, Thread, fold::Placed,
+    CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, Thread,
+    fold::Placed,
 };
 
 /// What the model is told of a call that an interrupt cut off.
@@ -247,9 +248,10 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// A textual result of a built-in call.
+    /// A textual result of a call that the server or a sandbox or an MCP server was to run.
     pub(super) fn result(&mut self, thread: ThreadId, call: EventId, text: &str, is_error: bool) {
         let content = text_blocks(&[text]);
+        let mcp = self.is_mcp(thread, call);
         self.emit(
             thread,
             &Payload::ToolResult {
@@ -257,8 +259,17 @@ impl<'a> Step<'a> {
                 content,
                 is_error,
                 searches: 0,
+                mcp,
             },
         );
+    }
+
+    /// Whether a pending call goes to an MCP server, whose results are events of their own kind.
+    pub(super) fn is_mcp(&self, thread: ThreadId, call: EventId) -> bool {
+        let calls = self.thread(thread).into_iter().flat_map(|t| &t.calls);
+        calls
+            .filter(|pending| pending.id == call)
+            .any(|pending| pending.kind == CallKind::Mcp)
     }
 
     /// Ends the turn of a running thread that has nothing left to do by itself. `texts` are what the model

@@ -4,7 +4,7 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    Coordination, ErrorType, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step,
+    Coordination, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step,
     StopReason, Thread, Trouble, coordinate::Asked, payload::Permission,
 };
 
@@ -57,6 +57,13 @@ pub enum Verdict {
         permission: Permission,
         policy: &'static str,
         serial: bool,
+    },
+    Mcp {
+        server: String,
+        /// The tool's name at its server.
+        tool: String,
+        permission: Permission,
+        policy: &'static str,
     },
     Custom,
     /// Directs other threads; clients do not see it.
@@ -329,6 +336,7 @@ impl Step<'_> {
             is_error,
             searches,
         } = result;
+        let mcp = self.is_mcp(thread, call);
         self.emit(
             thread,
             &Payload::ToolResult {
@@ -336,6 +344,7 @@ impl Step<'_> {
                 content,
                 is_error,
                 searches,
+                mcp,
             },
         );
     }
@@ -538,6 +547,24 @@ fn call_payload(
             evaluation: Some(policy),
             model_id,
             serial,
+            mcp: None,
+        },
+        Verdict::Mcp {
+            server,
+            tool,
+            permission,
+            policy,
+        } => Payload::ToolUse {
+            name: tool,
+            input,
+            permission,
+            evaluation: Some(policy),
+            model_id,
+            serial: false,
+            mcp: Some(McpTool {
+                server,
+                offered: name,
+            }),
         },
         Verdict::Refused { reason } => {
             refused.push((id, reason));
@@ -548,6 +575,7 @@ fn call_payload(
                 evaluation: None,
                 model_id,
                 serial: false,
+                mcp: None,
             }
         }
     })
