@@ -10,6 +10,7 @@ mod lifecycle;
 mod programs;
 mod repositories;
 mod sandboxes;
+mod secrets;
 mod servers;
 mod site;
 mod skills;
