@@ -28,6 +28,8 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+#[cfg(test)]
+mod testing;
 mod transcript;
 pub mod vaults;
 mod web;

@@ -9,6 +9,8 @@ use selfsame_store::StoreError;
 use selfsame_types::{CredentialId, SessionId, VaultId};
 use url::Url;
 
+mod token;
+
 /// What an MCP server is shown.
 #[derive(Debug, Clone)]
 pub struct Bearer {
