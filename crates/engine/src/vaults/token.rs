@@ -96,6 +96,14 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// Nobody was asked, and it would be of no use to.
+    pub(super) fn of_ours(reason: &str) -> Self {
+        Self {
+            is_permanent: true,
+            ..Self::unreachable(reason)
+        }
+    }
+
     fn unreachable(reason: impl Into<String>) -> Self {
         Self {
             is_permanent: false,
