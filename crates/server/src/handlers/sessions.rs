@@ -25,7 +25,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     extract::{Auth, Json, NoQuery, Path, Query, RequestId},
-    handlers::skills,
+    handlers::{skills, vaults},
 };
 
 pub(crate) fn not_found(id: SessionId) -> Error {
@@ -59,7 +59,7 @@ pub(crate) fn render(record: SessionRecord) -> Result<Session> {
         title: record.title,
         metadata: serde_json::from_str(&record.metadata).map_err(unreadable("metadata"))?,
         resources: serde_json::from_str(&record.resources).map_err(unreadable("resources"))?,
-        vault_ids: Vec::new(),
+        vault_ids: record.vault_ids,
         outcome_evaluations: view.outcome_evaluations.clone(),
         stats: view.stats(record.created_at, record.now),
         usage: view.usage(record.now),
@@ -118,6 +118,7 @@ pub(crate) async fn create(
     })?;
     check_environment(&app, &environment)?;
     check_resources(&app, &environment, &new.resources)?;
+    vaults::check_all(&app, principal.workspace, &new.vault_ids).await?;
     let resolved = skills::resolve(
         &app,
         principal.workspace,
@@ -148,6 +149,7 @@ pub(crate) async fn create(
         resources: new.resources,
         events: new.initial_events,
         skills,
+        vault_ids: new.vault_ids,
         actor: principal.actor(&request),
     };
     let record = match app.engine.session_create(request).await {
