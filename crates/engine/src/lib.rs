@@ -59,7 +59,7 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
-    vaults::Vaults,
+    vaults::{Vaults, VaultsConfig},
     workbench::Workbench,
 };
 
@@ -91,7 +91,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
-    pub vaults: Vaults,
+    pub vaults: VaultsConfig,
 }
 
 /// Everything that drives sessions on this server. Cheap to clone.
@@ -162,11 +162,13 @@ impl Engine {
             workbench,
             door,
         );
+        let notifier = Notifier::new(store.clone(), server);
+        let vaults = Vaults::new(store.clone(), notifier.clone(), tasks.clone(), vaults);
         Self {
             inner: Arc::new(Inner {
                 server,
                 hub: Hub::default(),
-                notifier: Notifier::new(store.clone(), server),
+                notifier,
                 sandboxes,
                 images,
                 web,
@@ -204,6 +206,12 @@ impl Engine {
     #[must_use]
     pub fn vaults(&self) -> &Vaults {
         &self.inner.vaults
+    }
+
+    /// A client has changed a vault or a credential: running sessions are to see it.
+    pub fn vaults_changed(&self) {
+        self.inner.vaults.forget_all();
+        self.inner.notifier.vaults_changed(None);
     }
 
     /// Says hello to the other servers and starts the background loops.

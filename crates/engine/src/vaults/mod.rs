@@ -211,7 +211,9 @@ impl Vaults {
         let ticket = self.0.cache.ticket();
         let found = self.0.store.session_variables(session).await?;
         let variables: Vec<_> = found.into_iter().filter_map(variable).collect();
-        self.0.cache.put_variables(ticket, session, variables.clone());
+        self.0
+            .cache
+            .put_variables(ticket, session, variables.clone());
         Ok(variables)
     }
 
@@ -231,7 +233,11 @@ impl Vaults {
         key: String,
     ) -> Result<Option<cache::Found>, VaultsError> {
         let ticket = self.0.cache.ticket();
-        let found = self.0.store.session_server_credential(session, &key).await?;
+        let found = self
+            .0
+            .store
+            .session_server_credential(session, &key)
+            .await?;
         let found = found.map(cache::Found::new);
         self.0.cache.put_server(ticket, session, key, found.clone());
         Ok(found)

@@ -61,7 +61,10 @@ pub(super) async fn probe(client: &Client, url: &Url, token: &SecretString) -> R
     let value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()));
     let Ok(mut authorization) = value else {
         // No header can hold it, so no server can take it.
-        return Err(Failed { method, answer: None });
+        return Err(Failed {
+            method,
+            answer: None,
+        });
     };
     authorization.set_sensitive(true);
     let target = Target {
@@ -72,7 +75,10 @@ pub(super) async fn probe(client: &Client, url: &Url, token: &SecretString) -> R
     let steps = target.steps(&mut method);
     match tokio::time::timeout(PATIENCE, steps).await {
         Ok(done) => done.map_err(|answer| Failed { method, answer }),
-        Err(_) => Err(Failed { method, answer: None }),
+        Err(_) => Err(Failed {
+            method,
+            answer: None,
+        }),
     }
 }
 
@@ -89,9 +95,9 @@ impl Target<'_> {
             Err(refusal) => refusal,
         };
         // A server that does not know `initialize` may know what came before it, or after.
-        let is_unknown = refusal.as_ref().is_some_and(|answer| {
-            !matches!(answer.status, 401 | 403 | 429) && answer.status < 500
-        });
+        let is_unknown = refusal
+            .as_ref()
+            .is_some_and(|answer| !matches!(answer.status, 401 | 403 | 429) && answer.status < 500);
         if is_unknown && (self.discover().await || self.older_transport().await) {
             return Ok(());
         }
@@ -153,7 +159,9 @@ impl Target<'_> {
             .header(header::AUTHORIZATION, self.authorization.clone());
         match send(request).await {
             Ok(response) if response.status().is_success() => {
-                find(response, |event, _| event == "endpoint").await.is_some()
+                find(response, |event, _| event == "endpoint")
+                    .await
+                    .is_some()
             }
             _ => false,
         }
@@ -204,7 +212,9 @@ async fn reply(response: Response, id: u32) -> Result<Value, Refusal> {
         return Err(Some(Answer::read(response).await));
     }
     let (status, content_type) = (response.status().as_u16(), content_type(response.headers()));
-    let is_stream = content_type.to_ascii_lowercase().starts_with("text/event-stream");
+    let is_stream = content_type
+        .to_ascii_lowercase()
+        .starts_with("text/event-stream");
     let is_reply = |reply: &Value| reply["id"] == id;
     let found = if is_stream {
         find(response, move |_, data| {

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use secrecy::SecretString;
 use selfsame_store::{CredentialRefresh, OpenCredential, RefreshedTokens};
 use selfsame_types::{
     CredentialId, Timestamp,
     vault::{ClientAuthType, CredentialAuth, McpOauthAuth},
 };
-use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -101,7 +101,10 @@ impl Default for Flights {
 impl Flights {
     /// Whoever holds it is alone with the credential on this server, so that only one waits for its row.
     fn of(&self, id: CredentialId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut credentials = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut credentials = self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = credentials.get(&id).and_then(Weak::upgrade) {
             return flight;
         }
@@ -133,7 +136,10 @@ fn due(open: &OpenCredential, now: Timestamp) -> Due {
     if is_resting(open, now) {
         return Due::No;
     }
-    let life = open.refresh.refreshed_at.map(|at| expires_at.seconds_since(at));
+    let life = open
+        .refresh
+        .refreshed_at
+        .map(|at| expires_at.seconds_since(at));
     let margin = life.map_or(MARGIN, |life| MARGIN.min(life / 4.0));
     let left = expires_at.seconds_since(now);
     // A request takes a while to arrive.
@@ -159,7 +165,9 @@ fn wait(open: &OpenCredential, retry_after: Option<Duration>, random: f64) -> Du
     let expires_at = oauth(open).and_then(|auth| auth.expires_at);
     let overdue = expires_at.map_or(0.0, |at| open.now.seconds_since(at));
     let own = Duration::from_secs_f64(overdue / 4.0);
-    let wait = own.max(retry_after.unwrap_or_default()).clamp(SHORTEST_WAIT, LONGEST_WAIT);
+    let wait = own
+        .max(retry_after.unwrap_or_default())
+        .clamp(SHORTEST_WAIT, LONGEST_WAIT);
     wait + wait.mul_f64(random / 4.0)
 }
 
@@ -238,7 +246,10 @@ impl Vaults {
     async fn ask(&self, held: CredentialRefresh, why: Why) -> Result<Attempt, VaultsError> {
         let open = held.credential();
         let id = open.credential.id;
-        let age = open.refresh.refreshed_at.map(|at| open.now.seconds_since(at));
+        let age = open
+            .refresh
+            .refreshed_at
+            .map(|at| open.now.seconds_since(at));
         let is_fresh = why == Why::Refused && age.is_some_and(|age| age < FRESH);
         if why != Why::Validation && (is_resting(open, open.now) || is_fresh) {
             return Ok(Attempt::Resting);
@@ -258,8 +269,7 @@ impl Vaults {
             "selfsame_vault_refreshes_total", "outcome" => outcome, "why" => why.label()
         )
         .increment(1);
-        metrics::histogram!("selfsame_vault_refresh_seconds")
-            .record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("selfsame_vault_refresh_seconds").record(begun.elapsed().as_secs_f64());
         let attempt = match asked {
             Ok(tokens) => {
                 let tokens = RefreshedTokens {

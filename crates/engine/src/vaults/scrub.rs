@@ -15,7 +15,13 @@ use super::token::Answer;
 const MAX_BODY: usize = 2 << 10;
 const REDACTED: &str = "[redacted]";
 /// Fields whose values are secrets that nobody knows yet: an answer that could not be used may have new ones.
-const FIELDS: [&str; 5] = ["access_token", "refresh_token", "id_token", "client_secret", "assertion"];
+const FIELDS: [&str; 5] = [
+    "access_token",
+    "refresh_token",
+    "id_token",
+    "client_secret",
+    "assertion",
+];
 
 /// Knows what must not be shown, in every form that servers echo things in.
 pub(super) struct Scrubber {
@@ -33,7 +39,11 @@ impl Scrubber {
 
     pub(super) fn show(&self, answer: &Answer) -> ProbeResponse {
         let body = self.scrub(&String::from_utf8_lossy(&answer.body));
-        let body = if answer.whole { &*body } else { self.without_torn_end(&body) };
+        let body = if answer.whole {
+            &*body
+        } else {
+            self.without_torn_end(&body)
+        };
         let shown = &body[..body.floor_char_boundary(MAX_BODY)];
         ProbeResponse {
             status_code: answer.status,
@@ -120,10 +130,13 @@ fn in_base64(secret: &str, before: usize) -> Vec<String> {
     if last < first + 6 {
         return Vec::new();
     }
-    [STANDARD_NO_PAD.encode(&bytes), URL_SAFE_NO_PAD.encode(&bytes)]
-        .into_iter()
-        .map(|digits| digits[first..last].to_owned())
-        .collect()
+    [
+        STANDARD_NO_PAD.encode(&bytes),
+        URL_SAFE_NO_PAD.encode(&bytes),
+    ]
+    .into_iter()
+    .map(|digits| digits[first..last].to_owned())
+    .collect()
 }
 
 /// Takes the values of [`FIELDS`] out, from JSON and forms, whole or broken.
@@ -149,7 +162,8 @@ fn next_value(lower: &str, from: usize) -> Option<(usize, usize)> {
             .iter()
             .filter_map(|field| Some(at + lower[at..].find(field)? + field.len()))
             .min()?;
-        let after_name = lower[name_end..].trim_start_matches(|c: char| is_quote(c) || c.is_whitespace());
+        let after_name =
+            lower[name_end..].trim_start_matches(|c: char| is_quote(c) || c.is_whitespace());
         if let Some(value) = after_name.strip_prefix([':', '=']) {
             let value = value.trim_start_matches(|c: char| is_quote(c) || c.is_whitespace());
             let start = lower.len() - value.len();
@@ -187,7 +201,9 @@ mod tests {
             secret.to_owned(),
             format!("before {secret} after {secret}"),
             serde_json::json!({"you sent": secret}).to_string(),
-            serde_json::json!({"you sent": secret}).to_string().replace('/', "\\/"),
+            serde_json::json!({"you sent": secret})
+                .to_string()
+                .replace('/', "\\/"),
             "token=c%2F4n%2Ba+r%22y%7E9%C3%A9&x=1".into(),
             "token=c%2f4n%2ba%20r%22y%7e9%c3%a9".into(),
             STANDARD.encode(secret),
@@ -203,20 +219,35 @@ mod tests {
                 assert!(!shown.contains(rest), "{body} -> {shown}");
             }
         }
-        let utf16: Vec<u8> = "the canary-1".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let utf16: Vec<u8> = "the canary-1"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
         assert_eq!(show(&["canary-1"], utf16, true).body, "the [redacted]");
         assert_eq!(show(&["", "abc"], "no secret", true).body, "no secret");
         // One that contains the other.
-        assert_eq!(show(&["abcd", "abcdefgh"], "<abcdefgh>", true).body, "<[redacted]>");
+        assert_eq!(
+            show(&["abcd", "abcdefgh"], "<abcdefgh>", true).body,
+            "<[redacted]>"
+        );
     }
 
     #[test]
     fn secrets_that_nobody_knew_are_taken_out_by_their_names() {
         for (body, wanted) in [
-            (r#"{"access_token": "new", "x": 1}"#, r#"{"access_token": "[redacted]", "x": 1}"#),
+            (
+                r#"{"access_token": "new", "x": 1}"#,
+                r#"{"access_token": "[redacted]", "x": 1}"#,
+            ),
             (r#"{"Access_Token":"new"#, r#"{"Access_Token":"[redacted]"#),
-            ("access_token=new&refresh_token=too", "access_token=[redacted]&refresh_token=[redacted]"),
-            (r#"{\"refresh_token\":\"new\"}"#, r#"{\"refresh_token\":\"[redacted]\"}"#),
+            (
+                "access_token=new&refresh_token=too",
+                "access_token=[redacted]&refresh_token=[redacted]",
+            ),
+            (
+                r#"{\"refresh_token\":\"new\"}"#,
+                r#"{\"refresh_token\":\"[redacted]\"}"#,
+            ),
             ("the access_token is bad", "the access_token is bad"),
             ("access_token", "access_token"),
             ("access_token=", "access_token="),

@@ -122,7 +122,9 @@ impl Vaults {
                 } else {
                     ValidationStatus::Unknown
                 };
-                let http_response = failure.answer.map(|answer| scrubber(&secrets).show(&answer));
+                let http_response = failure
+                    .answer
+                    .map(|answer| scrubber(&secrets).show(&answer));
                 let refresh = match http_response {
                     Some(_) => RefreshAttempt {
                         status: RefreshStatus::Failed,
@@ -132,9 +134,10 @@ impl Vaults {
                 };
                 (status, Some(refresh))
             }
-            Attempt::Impossible => {
-                (ValidationStatus::Invalid, Some(tried(RefreshStatus::NoRefreshToken)))
-            }
+            Attempt::Impossible => (
+                ValidationStatus::Invalid,
+                Some(tried(RefreshStatus::NoRefreshToken)),
+            ),
             // Archived or deleted since it was read.
             Attempt::Gone | Attempt::Resting => (ValidationStatus::Invalid, None),
         };
@@ -175,7 +178,10 @@ fn tried(status: RefreshStatus) -> RefreshAttempt {
 fn show(failed: &Failed, secrets: &[SecretString]) -> McpProbe {
     McpProbe {
         method: failed.method.to_owned(),
-        http_response: failed.answer.as_ref().map(|answer| scrubber(secrets).show(answer)),
+        http_response: failed
+            .answer
+            .as_ref()
+            .map(|answer| scrubber(secrets).show(answer)),
     }
 }
 
