@@ -30,6 +30,8 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+#[cfg(test)]
+mod testing;
 mod transcript;
 pub mod vaults;
 mod web;
@@ -59,7 +61,7 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
-    vaults::Vaults,
+    vaults::{Vaults, VaultsConfig},
     workbench::Workbench,
 };
 
@@ -91,7 +93,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
-    pub vaults: Vaults,
+    pub vaults: VaultsConfig,
 }
 
 /// Everything that drives sessions on this server. Cheap to clone.
@@ -162,11 +164,13 @@ impl Engine {
             workbench,
             (door, vaults.clone()),
         );
+        let notifier = Notifier::new(store.clone(), server);
+        let vaults = Vaults::new(store.clone(), notifier.clone(), tasks.clone(), vaults);
         Self {
             inner: Arc::new(Inner {
                 server,
                 hub: Hub::default(),
-                notifier: Notifier::new(store.clone(), server),
+                notifier,
                 sandboxes,
                 images,
                 web,
@@ -204,6 +208,12 @@ impl Engine {
     #[must_use]
     pub fn vaults(&self) -> &Vaults {
         &self.inner.vaults
+    }
+
+    /// A client has changed a vault or a credential: running sessions are to see it.
+    pub fn vaults_changed(&self) {
+        self.inner.vaults.forget_all();
+        self.inner.notifier.vaults_changed(None);
     }
 
     /// Says hello to the other servers and starts the background loops.
