@@ -16,6 +16,8 @@ use crate::standins::Authority;
 /// A request as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
+    /// Which host TLS was asked for.
+    pub name: Option<String>,
     pub target: String,
     head: String,
     pub body: String,
@@ -47,7 +49,8 @@ impl Site {
                 let (acceptor, seen) = (acceptor.clone(), Arc::clone(&noted));
                 tokio::spawn(async move {
                     let tls = acceptor.accept(stream).await?;
-                    serve(BufReader::new(tls), &seen).await
+                    let name = tls.get_ref().1.server_name().map(str::to_owned);
+                    serve(BufReader::new(tls), name, &seen).await
                 });
             }
         });
@@ -57,7 +60,7 @@ impl Site {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let seen = Arc::clone(&noted);
-                tokio::spawn(async move { serve(BufReader::new(stream), &seen).await });
+                tokio::spawn(async move { serve(BufReader::new(stream), None, &seen).await });
             }
         });
         Ok(Self {
@@ -72,7 +75,11 @@ impl Site {
     }
 }
 
-async fn serve<S>(mut stream: BufReader<S>, seen: &Mutex<Vec<Seen>>) -> Result<()>
+async fn serve<S>(
+    mut stream: BufReader<S>,
+    name: Option<String>,
+    seen: &Mutex<Vec<Seen>>,
+) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -85,6 +92,7 @@ where
         }
         let head = String::from_utf8_lossy(&head).into_owned();
         let mut request = Seen {
+            name: name.clone(),
             target: head.split(' ').nth(1).context("a target")?.to_owned(),
             head,
             body: String::new(),
@@ -95,6 +103,7 @@ where
         }
         request.body = body(&mut stream, &request).await?;
         let knows = request.header("authorization").is_some();
+        let closes = request.header("connection") == Some("close");
         let target = request.target.clone();
         seen.lock().expect("nobody panics").push(request);
         let answer = match target.as_str() {
@@ -105,7 +114,7 @@ where
             git if git.starts_with("/o/r") && !knows => {
                 "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\nContent-Length: 0\r\n\r\n"
             }
-            _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+            _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         };
         stream.write_all(answer.as_bytes()).await?;
         stream.flush().await?;
@@ -118,7 +127,7 @@ where
             }
             stream.write_all(&said.to_ascii_uppercase()).await?;
         }
-        if !answer.contains("401") {
+        if closes || target == "/upgrade" {
             stream.shutdown().await?;
             return Ok(());
         }
