@@ -137,6 +137,8 @@ impl Engine {
         } = parts;
         let server = ServerId::new();
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let notifier = Notifier::new(store.clone(), server);
+        let vaults = Vaults::new(store.clone(), notifier.clone(), tasks.clone(), vaults);
         let images = Images::new(
             Arc::new(SandboxBuilder {
                 backend: Arc::clone(&backend),
@@ -164,8 +166,6 @@ impl Engine {
             workbench,
             (door, vaults.clone()),
         );
-        let notifier = Notifier::new(store.clone(), server);
-        let vaults = Vaults::new(store.clone(), notifier.clone(), tasks.clone(), vaults);
         Self {
             inner: Arc::new(Inner {
                 server,

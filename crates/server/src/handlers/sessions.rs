@@ -128,30 +128,8 @@ pub(crate) async fn create(
     check_environment(&app, &environment)?;
     check_member_hosts(&environment, &agent)?;
     check_resources(&app, &environment, &new.resources)?;
-<<<<<<< HEAD
     vaults::check_all(&app, principal.workspace, &new.vault_ids).await?;
-    let resolved = skills::resolve(
-        &app,
-        principal.workspace,
-        "agent.skills",
-        &agent.spec.skills,
-    )
-    .await??;
-    let mut skills: Vec<SkillMount> = Vec::with_capacity(resolved.len());
-    for (skill, resolved) in agent.spec.skills.iter_mut().zip(resolved) {
-        skill.version = resolved.version;
-        // Listed twice is mounted once.
-        let new = resolved.mount;
-        if skills
-            .iter()
-            .all(|known| known.version_id != new.version_id)
-        {
-            skills.push(new);
-        }
-    }
-=======
     let skills = settle_skills(&app, principal.workspace, &mut agent).await?;
->>>>>>> main
     let request = NewSessionRequest {
         workspace: principal.workspace,
         created_at: parts.now,

@@ -2,9 +2,10 @@ use std::{sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use selfsame_types::{
-    ApiError, EnvironmentId, SessionId, ThreadId, Timestamp,
+    AgentId, ApiError, EnvironmentId, SessionId, ThreadId, Timestamp,
     agent::CreateAgent,
     environment::CreateEnvironment,
+    multiagent::Members,
     vault::{
         CreateCredential, Credential, CredentialAuth, UpdateCredential, UpdateVault, server_key,
     },
@@ -96,9 +97,11 @@ impl World {
     async fn session(&self, vault_ids: Vec<VaultId>) -> SessionId {
         let agent: CreateAgent =
             serde_json::from_value(json!({"name": "a", "model": "m"})).unwrap();
+        let id = AgentId::new();
+        let config = agent.resolve(id, &Members::default()).unwrap();
         let agent = self
             .store
-            .agent_create(self.workspace, agent.resolve().unwrap())
+            .agent_create(self.workspace, id, config)
             .await
             .unwrap();
         let name = EnvironmentId::new().to_string();
