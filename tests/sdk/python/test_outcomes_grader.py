@@ -65,7 +65,7 @@ def test_a_grader_sees_the_result_and_nothing_else(client, make, mock) -> None:
         blocks, outside = fenced(body)
         assert blocks["task"] == ["Write a report. TASK-TEXT"] and blocks["rubric"] == ["- Has 42 pages. RUBRIC-TEXT"]
         assert blocks["message"] == ["Here is the report: LAST-WORDS."]
-        assert blocks["files"] == ['"report.md" (31 bytes)\n"sub/data.csv" (2 bytes)']
+        assert blocks["files"] == ['"report.md" (30 bytes)\n"sub/data.csv" (2 bytes)']
         for hostile in ("LAST-WORDS", "42 pages", "report.md", "data.csv", "TASK-TEXT"):
             assert hostile not in outside, f"{hostile} stands outside of the data blocks"
     # The same beginning in every request, whatever comes behind it.
@@ -124,7 +124,7 @@ def test_verdicts_that_cannot_be_used(client, make, mock) -> None:
     contradiction = {**verdict("needs_revision"), "result": "satisfied"}
     grader(
         mock,
-        ["no verdict at all"],
+        [{"text": "no verdict at all"}],
         [gives("satisfied"), gives("needs_revision")],
         contradiction,
         # The second grading; the first had three chances.
