@@ -9,7 +9,7 @@ use selfsame_store::{
     LeaseChange, NewSession, Row, SessionRecord, SkillMount, StoreError,
 };
 use selfsame_types::{
-    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
     agent::AgentSnapshot,
     event::EventType,
     inbound::{ConfirmationResult, InboundEvent},
@@ -51,6 +51,8 @@ pub struct NewSessionRequest {
     pub events: Vec<InboundEvent>,
     /// What the agent's skills were resolved to, in their order.
     pub skills: Vec<SkillMount>,
+    /// They are there; in the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
     pub actor: Actor,
 }
 
@@ -162,6 +164,7 @@ impl Engine {
             equipped,
             resources,
             skills: request.skills,
+            vault_ids: request.vault_ids,
         };
         let created = inner
             .store

@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod vaults;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -50,6 +51,9 @@ pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadReco
 pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
+};
+pub use vaults::{
+    CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
 };
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
