@@ -120,7 +120,7 @@ async fn what_can_go_wrong(pool: PgPoolOptions, connect: PgConnectOptions) {
         // Whatever was found out before, the next one asks again.
         assert_eq!(validate(&world, &credential).await["status"], "valid");
     }
-    let nowhere = json!({"client_id": "client", "refresh_token": "r", "token_endpoint": "http://127.0.0.1:1/",
+    let nowhere = json!({"client_id": "client", "refresh_token": "refresh-0", "token_endpoint": "http://127.0.0.1:1/",
         "token_endpoint_auth": {"type": "none"}});
     for (refresh, verdict, status) in [
         (nowhere, "unknown", "connect_error"),
