@@ -12,7 +12,7 @@ mod rotate;
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -111,7 +111,7 @@ impl KeyWrap for LocalKey {
 
 /// Seals and opens. Cheap to clone; clones have the same keys, also those that are added later.
 #[derive(Debug, Clone)]
-pub struct Sealer(Arc<RwLock<Ring>>);
+pub struct Sealer(Arc<Mutex<Ring>>);
 
 /// The master keys of this server.
 #[derive(Debug)]
@@ -139,14 +139,14 @@ impl Sealer {
     /// With one key, which seals.
     #[must_use]
     pub fn new(key: Arc<dyn KeyWrap>) -> Self {
-        Self(Arc::new(RwLock::new(Ring {
+        Self(Arc::new(Mutex::new(Ring {
             sealing: Arc::clone(&key),
             all: vec![key],
         })))
     }
 
     fn ring<T>(&self, look: impl FnOnce(&mut Ring) -> T) -> T {
-        look(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Adds a key that opens. `false`: it is here already.
