@@ -20,6 +20,7 @@ mod hub;
 mod images;
 mod loops;
 pub mod machine;
+mod mcp;
 mod notifier;
 mod prompt;
 mod resources;
@@ -28,6 +29,7 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+mod spill;
 mod transcript;
 pub mod vaults;
 mod web;
@@ -45,6 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
+pub use mcp::{Mcp, McpConfig};
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
@@ -89,6 +92,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
+    pub mcp: Mcp,
     pub vaults: Vaults,
 }
 
@@ -110,6 +114,7 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub mcp: Mcp,
     pub vaults: Vaults,
     pub content: content::Cache,
     runners: Runners,
@@ -129,6 +134,7 @@ impl Engine {
             backend,
             door,
             web,
+            mcp,
             vaults,
         } = parts;
         let server = ServerId::new();
@@ -168,6 +174,7 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                mcp,
                 vaults,
                 content: content::Cache::default(),
                 runners: Runners::default(),

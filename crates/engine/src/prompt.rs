@@ -10,6 +10,7 @@ use selfsame_types::{
     environment::{EnvironmentConfig, LimitedNetwork, Networking},
     tool::{BuiltinTool, PolicyKind},
 };
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{
     json,
     value::{RawValue, to_raw_value},
@@ -17,6 +18,7 @@ use serde_json::{
 
 use crate::{
     machine::{NewCall, Permission, Verdict},
+    mcp::Toolset,
     transcript::{Transcript, with_cache_breakpoint},
 };
 
@@ -70,11 +72,7 @@ impl Spec {
             }))
             .expect("tools serialize")
         }));
-        for list in [&mut system, &mut tools] {
-            if let Some(last) = list.last_mut() {
-                *last = with_cache_breakpoint(last);
-            }
-        }
+        mark_last(&mut system);
         Self {
             thinking: models.thinking(&model, max_tokens),
             effort: models.effort(&model, Some(spec.model.effort.r#type.as_str())),
@@ -101,9 +99,15 @@ impl Spec {
         ))
     }
 
-    /// The next request of a thread. `briefing` is about the session's own material.
+    /// The next request of a thread. `briefing` is about the session's own material, `mcp` has the tools of
+    /// its MCP servers.
     #[must_use]
-    pub fn request(&self, transcript: &Transcript, briefing: Option<&str>) -> Request {
+    pub fn request(
+        &self,
+        transcript: &Transcript,
+        briefing: Option<&str>,
+        mcp: &Toolset,
+    ) -> Request {
         let mut system = self.system.clone();
         if let Some(briefing) = briefing.filter(|briefing| !briefing.is_empty()) {
             // Behind what is said of the sandbox. The agent's own words come last, and with them the
@@ -115,11 +119,14 @@ impl Spec {
                 system.push(with_cache_breakpoint(&block));
             }
         }
+        let mut tools = self.tools.clone();
+        tools.extend_from_slice(mcp.definitions());
+        mark_last(&mut tools);
         Request {
             model: self.model.clone(),
             max_tokens: self.max_tokens,
             system,
-            tools: self.tools.clone(),
+            tools,
             messages: transcript.messages(),
             thinking: self.thinking,
             effort: self.effort.clone(),
@@ -140,6 +147,7 @@ impl Spec {
     #[must_use]
     pub fn judge(
         &self,
+        mcp: &Toolset,
         model_id: String,
         name: String,
         input: Result<Box<RawValue>, String>,
@@ -157,6 +165,8 @@ impl Spec {
             ))
         } else if spec.custom_tool(&name).is_some() {
             Verdict::Custom
+        } else if let Some(verdict) = mcp.judge(&name) {
+            verdict
         } else {
             match BuiltinTool::parse(&name).map(|tool| (tool, spec.builtin(tool))) {
                 Some((tool, setting)) if setting.enabled => {
@@ -175,6 +185,10 @@ impl Spec {
                     }
                 }
                 Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
+                None if name.starts_with("mcp__") => refuse(format!(
+                    "There is no tool named `{name}` now: its MCP server does not offer it, is not to be \
+                     had, or the tool is not enabled."
+                )),
                 None => refuse(format!("There is no tool named `{name}`.")),
             }
         };
@@ -185,6 +199,17 @@ impl Spec {
             verdict,
         }
     }
+}
+
+/// Whether an agent, as a session keeps it, has MCP servers. Quicker than reading all of it, because every
+/// message that starts a turn asks.
+pub fn uses_mcp(agent: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Agent {
+        mcp_servers: Vec<IgnoredAny>,
+    }
+    // What cannot be read is found to be so by whoever needs it.
+    serde_json::from_str::<Agent>(agent).is_ok_and(|agent| !agent.mcp_servers.is_empty())
 }
 
 /// What the sandbox can reach.
@@ -218,6 +243,13 @@ fn network(environment: &EnvironmentConfig, spec: &selfsame_types::agent::AgentS
         "The sandbox reaches these places and nothing else: {}. Connections to others are reset.",
         reached.join(", ")
     )
+}
+
+/// The upstream keeps what lies before a breakpoint.
+fn mark_last(blocks: &mut [Box<RawValue>]) {
+    if let Some(last) = blocks.last_mut() {
+        *last = with_cache_breakpoint(last);
+    }
 }
 
 fn text(text: &str) -> Box<RawValue> {

@@ -13,6 +13,7 @@
 
 mod append;
 mod execute;
+mod mcp;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,13 +34,15 @@ use crate::{
     change::works,
     content, fail,
     machine::{CallResult, Failure, Machine, Next, Status, Step, Trouble},
+    mcp::Toolset,
     prompt::SharedSpec,
     runners::Link,
     sandboxes::{AcquireError, shell_of},
-    transcript::Transcript,
+    transcript::{CallInfo, Transcript},
     web::{Caller, WebCall, is_web},
 };
 use execute::{Executed, execute, failure};
+use mcp::Tools;
 
 /// Between two attempts while the database is away ..
 const STORE_RETRY: Duration = Duration::from_millis(250);
@@ -109,6 +112,12 @@ enum Done {
         thread: ThreadId,
         briefing: Result<(String, Vec<Trouble>), AcquireError>,
     },
+    /// A thread's MCP servers have been asked for their tools.
+    Learned {
+        thread: ThreadId,
+        toolset: Arc<Toolset>,
+        troubles: Vec<Trouble>,
+    },
     Waited,
 }
 
@@ -161,6 +170,7 @@ pub(crate) struct Runner {
     /// About what is mounted; made before the first request.
     briefing: Option<String>,
     equipping: Option<AbortHandle>,
+    tools: Tools,
     transcripts: HashMap<ThreadId, Transcript>,
     jobs: JoinSet<Done>,
     asking: HashMap<EventId, AbortHandle>,
@@ -211,6 +221,7 @@ impl Runner {
             equipped: start.equipped,
             briefing: None,
             equipping: None,
+            tools: Tools::default(),
             transcripts: transcripts(&start.rows),
             begun,
             jobs: JoinSet::new(),
@@ -239,6 +250,7 @@ impl Runner {
                 return Ok(());
             }
             let seen = self.last_seq;
+            self.forget_tools();
             self.start_work().await?;
             if self.last_seq != seen {
                 // What was appended may ask for more, and nobody would wake us for it.
@@ -433,7 +445,9 @@ impl Runner {
 
     /// Opens a request and sends it, once what it is about is there.
     async fn ask(&mut self, thread: ThreadId) -> Result<(), Stopped> {
-        if !self.equip(thread) {
+        // Both at the same time.
+        let (equipped, learned) = (self.equip(thread), self.learn_tools(thread));
+        if !(equipped && learned) {
             return Ok(());
         }
         let span = EventId::new();
@@ -460,7 +474,10 @@ impl Runner {
     ) -> Result<(), Stopped> {
         self.load(thread).await?;
         let transcript = self.transcripts.entry(thread).or_default();
-        let request = self.spec.request(transcript, self.briefing.as_deref());
+        let tools = self.tools.of(thread);
+        let request = self
+            .spec
+            .request(transcript, self.briefing.as_deref(), &tools);
         let previews = Previews {
             hub: self.inner.hub.clone(),
             notifier: self.inner.notifier.clone(),
@@ -476,7 +493,7 @@ impl Runner {
             let provider = Arc::clone(&inner.provider);
             let asked = async {
                 match content::resolve(&inner, session, request).await {
-                    Ok(request) => ask::ask(provider, request, spec, previews).await,
+                    Ok(request) => ask::ask(provider, request, spec, tools, previews).await,
                     Err(error) => Answer::unsent(session, &error),
                 }
             };
@@ -533,13 +550,20 @@ impl Runner {
             call: id,
             in_doubt: self.in_doubt.contains(&id),
         };
-        let inner = Arc::clone(&self.inner);
+        let (inner, spec) = (Arc::clone(&self.inner), Arc::clone(&self.spec));
         let (session, epoch) = (self.session, self.epoch);
         let sent = self.life_before.filter(|_| self.in_doubt.contains(&id));
         let handle = self.jobs.spawn(async move {
             // JSON that the model may write and that no program can hold: numbers beyond every
             // float, hundreds of nested brackets.
             let executed = match (serde_json::from_str(info.input.get()), web) {
+                (Ok(input), _) if info.mcp_server.is_some() => {
+                    let server = info.mcp_server.unwrap_or_default();
+                    let span = tracing::info_span!("mcp_call", %session, call = %id);
+                    mcp::call(&inner, &spec, caller, &server, &info.name, input)
+                        .instrument(span)
+                        .await
+                }
                 (Ok(input), Some(web)) => {
                     let span =
                         tracing::info_span!("tool_call", %session, call = %id, tool = info.name);
@@ -585,6 +609,7 @@ impl Runner {
         if let Some(handle) = self.equipping.take() {
             handle.abort();
         }
+        self.tools.interrupt(thread);
         let Some(state) = self.machine.thread(thread) else {
             return Ok(());
         };
@@ -595,9 +620,10 @@ impl Runner {
         }
         let calls: Vec<_> = state.calls.iter().map(|c| c.id).collect();
         for call in &calls {
-            // Nothing of these goes on elsewhere.
+            // Nothing of these goes on in a sandbox; an MCP server is told by letting go.
             let transcript = self.transcripts.get(&thread);
-            if transcript.is_some_and(|t| t.call(*call).is_some_and(|info| is_web(&info.name)))
+            let here = |info: &CallInfo| info.mcp_server.is_some() || is_web(&info.name);
+            if transcript.is_some_and(|t| t.call(*call).is_some_and(here))
                 && let Some(handle) = self.calling.remove(call)
             {
                 handle.abort();
@@ -665,6 +691,11 @@ impl Runner {
                 }
                 Ok(())
             }
+            Done::Learned {
+                thread,
+                toolset,
+                troubles,
+            } => self.learned(thread, toolset, troubles).await,
             Done::Equipped { thread, briefing } => {
                 self.equipping = None;
                 self.equipped(thread, briefing).await
@@ -690,7 +721,12 @@ impl Runner {
             Done::Called {
                 thread,
                 call,
-                executed: Executed { result, new_life },
+                executed:
+                    Executed {
+                        result,
+                        new_life,
+                        trouble,
+                    },
             } => {
                 if self.calling.remove(&call).is_none() {
                     return Ok(());
@@ -703,8 +739,9 @@ impl Runner {
                 // Calls beside each other lose it together, and it is told once.
                 let lost = new_life.is_some() && new_life != self.life_told;
                 self.life_told = new_life.or(self.life_told);
+                let troubles = self.call_trouble(thread, trouble);
                 fail::point("before_result_commit");
-                let appended = self.result(thread, call, result, lost).await?;
+                let appended = self.result(thread, call, result, lost, &troubles).await?;
                 fail::point("after_result_commit");
                 self.acknowledge(call);
                 if let Some((span, seq, at)) = appended {
@@ -722,16 +759,19 @@ impl Runner {
         call: EventId,
         result: CallResult,
         sandbox_lost: bool,
+        troubles: &[Trouble],
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
         // A drain leaves the next request to the next server, and new resources come first.
-        let go_on =
-            !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some());
+        let go_on = !self.inner.shutdown.is_cancelled()
+            && (!self.equipped || self.briefing.is_some())
+            && self.knows_tools(thread);
         let appended = self
             .append(None, |step| {
                 if sandbox_lost {
                     step.sandbox_lost(thread);
                 }
+                step.trouble(thread, troubles);
                 step.finish_call(thread, call, result.clone());
                 if go_on && step.machine.next().contains(&Next::Ask { thread }) {
                     step.start_request(thread, span);

@@ -23,7 +23,7 @@ use crate::{
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
-    prompt::Spec,
+    prompt::{Spec, uses_mcp},
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
     runners::Expected,
@@ -127,7 +127,7 @@ impl Engine {
         step.accept(id, &inputs)?;
         let owner = (here && works(&step.machine)).then_some(inner.server);
         let begun = match owner {
-            Some(_) if !equipped => begin(&mut step),
+            Some(_) if !equipped && request.agent.spec.mcp_servers.is_empty() => begin(&mut step),
             _ => Vec::new(),
         };
         let (machine, events) = step.finish();
@@ -264,8 +264,12 @@ impl Engine {
                         }
                         _ => LeaseChange::Keep,
                     };
-                    // What another server left in the middle is for a runner to look at first.
-                    let begun = if lease == LeaseChange::Keep || worked || head.equipped {
+                    // What another server left in the middle is for a runner to look at first, and MCP
+                    // servers have to be asked what they can do.
+                    let waits = worked
+                        || head.equipped
+                        || head.cold.as_ref().is_some_and(|cold| uses_mcp(&cold.agent));
+                    let begun = if lease == LeaseChange::Keep || waits {
                         Vec::new()
                     } else {
                         begin(&mut step)
@@ -481,6 +485,7 @@ impl Engine {
         if let Some(appended) = appended {
             inner.published(session, &appended.rows);
             inner.sandboxes.release(session);
+            inner.mcp.release(inner, session);
         }
         Ok(())
     }

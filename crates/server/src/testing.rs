@@ -110,6 +110,7 @@ impl TestApp {
                 backend: Arc::new(NoSandboxes),
                 door,
                 web: assembly::web(&config).unwrap(),
+                mcp: assembly::mcp(&config).unwrap(),
                 vaults: Vaults::default(),
             },
             settings,

@@ -163,6 +163,10 @@ fn fields_are_checked() {
             "a URL with a host",
         ),
         (
+            json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://me:secret@x/mcp"}]}),
+            "mcp_servers[0].url: must not contain a user name",
+        ),
+        (
             json!({"mcp_servers": [{"type": "stdio", "name": "a", "url": "https://x"}]}),
             "expected `url`",
         ),
@@ -242,13 +246,34 @@ fn fields_are_checked() {
 }
 
 #[test]
+fn servers_and_toolsets_belong_together() {
+    let two = json!({
+        "mcp_servers": [
+            {"type": "url", "name": "a", "url": "https://x/mcp?to=me@home"},
+            {"type": "url", "name": "b", "url": "http://x:8080"},
+        ],
+        "tools": [
+            {"type": "mcp_toolset", "mcp_server_name": "b"},
+            {"type": "mcp_toolset", "mcp_server_name": "a", "default_config": {"enabled": false},
+             "configs": [{"name": "t", "enabled": true, "permission_policy": {"type": "always_allow"}}]},
+        ],
+    });
+    let spec = create(body(two)).unwrap().spec;
+    assert_eq!(
+        spec.mcp("b", "any"),
+        ToolSetting {
+            enabled: true,
+            policy: PermissionPolicy::ALWAYS_ASK
+        }
+    );
+    assert!(!spec.mcp("a", "any").enabled);
+    assert_eq!(spec.mcp("a", "t").policy, PermissionPolicy::ALWAYS_ALLOW);
+    assert!(!spec.mcp("c", "t").enabled);
+}
+
+#[test]
 fn what_is_not_offered_is_501_never_ignored() {
     for (change, part) in [
-        (
-            json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://x"}],
-                "tools": [{"type": "mcp_toolset", "mcp_server_name": "a"}]}),
-            "mcp_servers: this server does not offer MCP yet",
-        ),
         (
             json!({"multiagent": {"type": "coordinator", "agents": ["agent_1", {"type": "agent", "id": "a", "version": 1}, {"type": "self"}, {"type": "advisor", "model": "m"}]}}),
             "multiagent: this server does not offer",
