@@ -22,6 +22,8 @@ mod loops;
 pub mod machine;
 mod mcp;
 mod notifier;
+#[expect(dead_code, unused_imports, reason = "the runner is about to grade")]
+mod outcomes;
 mod prompt;
 mod resources;
 mod runner;
@@ -164,7 +166,7 @@ impl Engine {
             config.sandbox.clone(),
             Arc::clone(&images),
             workbench,
-            door,
+            (door, vaults.clone()),
         );
         Self {
             inner: Arc::new(Inner {

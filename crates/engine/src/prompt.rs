@@ -10,7 +10,6 @@ use selfsame_types::{
     environment::{EnvironmentConfig, LimitedNetwork, Networking},
     tool::{BuiltinTool, PolicyKind},
 };
-use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{
     json,
     value::{RawValue, to_raw_value},
@@ -135,6 +134,27 @@ impl Spec {
         }
     }
 
+    /// A request to the same model that is none of the agent's.
+    #[must_use]
+    pub fn other_request(
+        &self,
+        system: Vec<Box<RawValue>>,
+        tools: Vec<Box<RawValue>>,
+        messages: Vec<Box<RawValue>>,
+    ) -> Request {
+        Request {
+            model: self.model.clone(),
+            max_tokens: self.max_tokens,
+            system,
+            tools,
+            messages,
+            thinking: self.thinking,
+            effort: self.effort.clone(),
+            speed: self.speed.clone(),
+            tool_choice: None,
+        }
+    }
+
     #[must_use]
     pub fn model(&self) -> &str {
         &self.model
@@ -201,15 +221,11 @@ impl Spec {
     }
 }
 
-/// Whether an agent, as a session keeps it, has MCP servers. Quicker than reading all of it, because every
-/// message that starts a turn asks.
+/// Whether an agent, as a session keeps it, or a member of its has MCP servers. Asked with every message that
+/// starts a turn, so the text is not read but searched: it is this program's own, without a space between
+/// key and value, and inside a string the quotes would be escaped.
 pub fn uses_mcp(agent: &str) -> bool {
-    #[derive(Deserialize)]
-    struct Agent {
-        mcp_servers: Vec<IgnoredAny>,
-    }
-    // What cannot be read is found to be so by whoever needs it.
-    serde_json::from_str::<Agent>(agent).is_ok_and(|agent| !agent.mcp_servers.is_empty())
+    agent.contains(r#""mcp_servers":[{"#)
 }
 
 /// What the sandbox can reach.
@@ -257,7 +273,7 @@ fn text(text: &str) -> Box<RawValue> {
 }
 
 /// A built-in tool as the model sees it.
-fn definition(tool: BuiltinTool) -> Box<RawValue> {
+pub(crate) fn definition(tool: BuiltinTool) -> Box<RawValue> {
     let string = |description: &str| json!({"type": "string", "description": description});
     let (description, properties, required) = match tool {
         BuiltinTool::Bash => (

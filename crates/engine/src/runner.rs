@@ -12,7 +12,7 @@
 //! session's lock, and when the lease is gone every append is refused and it stops.
 
 mod append;
-mod execute;
+pub(crate) mod execute;
 mod mcp;
 
 use std::{
@@ -741,7 +741,7 @@ impl Runner {
                 self.life_told = new_life.or(self.life_told);
                 let troubles = self.call_trouble(thread, trouble);
                 fail::point("before_result_commit");
-                let appended = self.result(thread, call, result, lost, &troubles).await?;
+                let appended = self.result(thread, call, result, lost, troubles).await?;
                 fail::point("after_result_commit");
                 self.acknowledge(call);
                 if let Some((span, seq, at)) = appended {
@@ -759,9 +759,10 @@ impl Runner {
         call: EventId,
         result: CallResult,
         sandbox_lost: bool,
-        troubles: &[Trouble],
+        mut troubles: Vec<Trouble>,
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
+        troubles.extend(self.inner.sandboxes.unreachable(self.session));
         // A drain leaves the next request to the next server, and new resources come first.
         let go_on = !self.inner.shutdown.is_cancelled()
             && (!self.equipped || self.briefing.is_some())
@@ -771,7 +772,7 @@ impl Runner {
                 if sandbox_lost {
                     step.sandbox_lost(thread);
                 }
-                step.trouble(thread, troubles);
+                step.trouble(thread, &troubles);
                 step.finish_call(thread, call, result.clone());
                 if go_on && step.machine.next().contains(&Next::Ask { thread }) {
                     step.start_request(thread, span);

@@ -23,6 +23,7 @@ use crate::{
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
+    outcomes,
     prompt::{Spec, uses_mcp},
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
@@ -96,12 +97,12 @@ impl Engine {
         }
     }
 
-    async fn create(&self, request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
+    async fn create(&self, mut request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
         let inner = &self.inner;
+        let (store, list) = (&inner.store, "initial_events");
+        outcomes::read_rubrics(store, request.workspace, list, &mut request.events).await?;
         let inputs = inputs(&request.events)?;
-        let store = &inner.store;
-        let pins =
-            content::check(store, request.workspace, "initial_events", &request.events).await?;
+        let pins = content::check(store, request.workspace, list, &request.events).await?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
         let environment = serde_json::from_str(&request.environment).map_err(
             StoreError::corrupt("environments", "config", request.environment_id),
@@ -126,8 +127,9 @@ impl Engine {
         let mut step = Step::new(machine, 0, now, &mut new_id);
         step.accept(id, &inputs)?;
         let owner = (here && works(&step.machine)).then_some(inner.server);
+        let agent = text(&request.agent);
         let begun = match owner {
-            Some(_) if !equipped && request.agent.spec.mcp_servers.is_empty() => begin(&mut step),
+            Some(_) if !equipped && !uses_mcp(&agent) => begin(&mut step),
             _ => Vec::new(),
         };
         let (machine, events) = step.finish();
@@ -149,7 +151,7 @@ impl Engine {
             agent_id: request.agent.id,
             agent_version: request.agent.version,
             environment_id: request.environment_id,
-            agent: text(&request.agent),
+            agent,
             environment: request.environment,
             title: request.title,
             metadata: request.metadata,
@@ -205,12 +207,13 @@ impl Engine {
         &self,
         workspace: WorkspaceId,
         session: SessionId,
-        events: &[InboundEvent],
+        mut events: Vec<InboundEvent>,
         actor: &Actor,
     ) -> Result<Vec<Row>, AppendError> {
-        let inputs = inputs(events)?;
         let store = &self.inner.store;
-        let pins = content::check(store, workspace, "events", events).await?;
+        outcomes::read_rubrics(store, workspace, "events", &mut events).await?;
+        let inputs = inputs(&events)?;
+        let pins = content::check(store, workspace, "events", &events).await?;
         // Before the events: whoever reads them must find what they name.
         pins.keep(store, workspace, session).await?;
         let (engine, actor) = (self.clone(), actor.clone());
@@ -661,7 +664,7 @@ fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
             };
             Ok(Input {
                 kind,
-                fields: event.fields(),
+                fields: event.fields().unwrap_or_default(),
             })
         })
         .collect()

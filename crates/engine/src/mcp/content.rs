@@ -71,26 +71,16 @@ fn of_result(result: CallToolResult) -> Shown {
 
 fn shown(parts: Vec<Part>, structured: Option<Value>, is_error: bool) -> Shown {
     let more = parts.len().saturating_sub(MAX_BLOCKS);
+    let structured = structured.filter(|value| !value.is_null() && !is_said(&parts, value));
     let mut media = MAX_MEDIA;
     let mut blocks = Vec::new();
-    let mut said = false;
     for part in parts.into_iter().take(MAX_BLOCKS) {
-        let block = match part {
-            Part::Known(block) => {
-                if let (ContentBlock::Text(text), Some(structured)) = (&*block, &structured) {
-                    // Servers are to give structured content as text, too.
-                    said |=
-                        serde_json::from_str::<Value>(&text.text).is_ok_and(|v| v == *structured);
-                }
-                known(*block, &mut media)
-            }
+        blocks.extend(match part {
+            Part::Known(block) => known(*block, &mut media),
             Part::Unknown(value) => text(value.to_string()),
-        };
-        blocks.extend(block);
+        });
     }
-    if let Some(structured) = structured.filter(|value| !said && !value.is_null()) {
-        blocks.extend(text(structured.to_string()));
-    }
+    blocks.extend(structured.and_then(|value| text(value.to_string())));
     if more > 0 {
         blocks.extend(text(format!(
             "[{more} more blocks of this result are left out]"
@@ -100,6 +90,36 @@ fn shown(parts: Vec<Part>, structured: Option<Value>, is_error: bool) -> Shown {
         blocks.extend(text("(no output)".to_owned()));
     }
     Shown { blocks, is_error }
+}
+
+/// Whether the texts of a result say what its structured content says. Servers are to give both; common
+/// ones put what is no object into one with the single key `result`, and give a list as a text for each.
+fn is_said(parts: &[Part], structured: &Value) -> bool {
+    let texts = || {
+        parts.iter().filter_map(|part| match part {
+            Part::Known(block) => match &**block {
+                ContentBlock::Text(text) => Some(text.text.as_str()),
+                _ => None,
+            },
+            Part::Unknown(_) => None,
+        })
+    };
+    let says = |text: &str, value: &Value| {
+        value.as_str() == Some(text)
+            || serde_json::from_str::<Value>(text).is_ok_and(|said| said == *value)
+    };
+    let wrapped = structured
+        .as_object()
+        .filter(|object| object.len() == 1)
+        .and_then(|object| object.get("result"));
+    let each = wrapped.and_then(Value::as_array).is_some_and(|values| {
+        values.len() == texts().count()
+            && texts().zip(values).all(|(text, value)| says(text, value))
+    });
+    each || [Some(structured), wrapped]
+        .into_iter()
+        .flatten()
+        .any(|value| texts().any(|text| says(text, value)))
 }
 
 fn known(block: ContentBlock, media: &mut usize) -> Option<Value> {

@@ -49,7 +49,7 @@ impl Tools {
         let told = self.told.entry(thread).or_default();
         troubles.retain(|trouble| match &trouble.about {
             About::McpServer(name) => told.insert(name.clone()),
-            About::Sandbox | About::Repository(_) => true,
+            _ => true,
         });
         troubles
     }

@@ -98,6 +98,30 @@ fn structured_content_is_shown_once() {
     let summary = json!([{"type": "text", "text": "cold"}]);
     assert_eq!(texts(result(summary)), ["cold", r#"{"degrees":7}"#]);
     assert_eq!(texts(json!({"structuredContent": [1, 2]})), ["[1,2]"]);
+    for (said, wrapped) in [
+        (json!(["seven"]), json!("seven")),
+        (json!(["7"]), json!(7)),
+        (json!(["a", "b"]), json!(["a", "b"])),
+        (json!([]), json!([])),
+    ] {
+        let blocks: Vec<_> = said
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|text| json!({"type": "text", "text": text}))
+            .collect();
+        let result = json!({"content": blocks, "structuredContent": {"result": wrapped}});
+        let shown = texts(result);
+        let expected = if blocks.is_empty() {
+            json!(["(no output)"])
+        } else {
+            said
+        };
+        assert_eq!(json!(shown), expected);
+    }
+    let other = json!([{"type": "text", "text": "a"}]);
+    let result = json!({"content": other, "structuredContent": {"result": ["a", "b"]}});
+    assert_eq!(texts(result).len(), 2);
 }
 
 #[test]
