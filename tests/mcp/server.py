@@ -35,6 +35,7 @@ from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context, Image
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import AudioContent, CallToolResult, EmbeddedResource, ResourceLink, TextContent, TextResourceContents
 from pydantic import BaseModel
@@ -69,8 +70,8 @@ class Weather(BaseModel):
     degrees: int
 
 
-def note(name: str, **arguments: Any) -> None:
-    calls.append({"name": name, "arguments": arguments})
+def note(tool: str, /, **arguments: Any) -> None:
+    calls.append({"name": tool, "arguments": arguments})
 
 
 def add_tools(server: MCPServer) -> None:
@@ -97,7 +98,7 @@ def add_tools(server: MCPServer) -> None:
     def fails() -> str:
         """Always fails."""
         note("fails")
-        raise ValueError("it was bound to fail")
+        raise ToolError("it was bound to fail")
 
     @server.tool()
     def letters(count: int) -> str:
