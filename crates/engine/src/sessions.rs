@@ -9,7 +9,7 @@ use selfsame_store::{
     LeaseChange, NewSession, Row, SessionRecord, SkillMount, StoreError,
 };
 use selfsame_types::{
-    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
     agent::AgentSnapshot,
     event::EventType,
     inbound::{ConfirmationResult, InboundEvent},
@@ -19,7 +19,7 @@ use selfsame_types::{
 
 use crate::{
     Engine, Inner,
-    change::{change, text, works},
+    change::{change, text, thread_view, works},
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
@@ -51,6 +51,8 @@ pub struct NewSessionRequest {
     pub events: Vec<InboundEvent>,
     /// What the agent's skills were resolved to, in their order.
     pub skills: Vec<SkillMount>,
+    /// They are there; in the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
     pub actor: Actor,
 }
 
@@ -129,15 +131,15 @@ impl Engine {
         let owner = (here && works(&step.machine)).then_some(inner.server);
         let agent = text(&request.agent);
         let begun = match owner {
-            Some(_) if !equipped && !uses_mcp(&agent) => begin(&mut step),
+            Some(_) if !equipped && !uses_mcp(&agent) => begin(&mut step, |_| true),
             _ => Vec::new(),
         };
-        let (machine, events) = step.finish();
-        let change = change(&machine, events, now, LeaseChange::Keep);
+        let (machine, written) = step.finish();
+        let change = change(&machine, written, now, LeaseChange::Keep);
         let first = FirstState {
             status: change.status,
-            thread_status: change.threads[0].status,
-            thread_view: change.threads[0].view.clone(),
+            thread_status: machine.primary().status.as_str(),
+            thread_view: text(&thread_view(machine.primary(), now)),
             machine: change.machine,
             view: change.view,
             queued: change.queued,
@@ -163,6 +165,7 @@ impl Engine {
             equipped,
             resources,
             skills: request.skills,
+            vault_ids: request.vault_ids,
         };
         let created = inner
             .store
@@ -275,9 +278,9 @@ impl Engine {
                     let begun = if lease == LeaseChange::Keep || waits {
                         Vec::new()
                     } else {
-                        begin(&mut step)
+                        begin(&mut step, |_| true)
                     };
-                    let (machine, events) = step.finish();
+                    let (machine, written) = step.finish();
                     accepted = Accepted {
                         begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
@@ -290,7 +293,7 @@ impl Engine {
                     };
                     Ok(Some(Change {
                         accepted: true,
-                        ..change(&machine, events, head.now, lease)
+                        ..change(&machine, written, head.now, lease)
                     }))
                 },
             )
@@ -388,7 +391,7 @@ impl Engine {
                 let mut new_id = EventId::new;
                 let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                 step.updated(edit.changed);
-                let (machine, events) = step.finish();
+                let (machine, written) = step.finish();
                 Ok(Some(Change {
                     touched: true,
                     cold: Some(Cold {
@@ -396,7 +399,7 @@ impl Engine {
                         metadata: edit.metadata,
                         agent: edit.agent,
                     }),
-                    ..change(&machine, events, head.now, LeaseChange::Keep)
+                    ..change(&machine, written, head.now, LeaseChange::Keep)
                 }))
             })
             .await?;
@@ -469,19 +472,18 @@ impl Engine {
                         End::Archive => "archive",
                         End::Delete => "delete",
                     })?;
-                    let (machine, events) = step.finish();
-                    // A deleted session's streams end with `session.deleted`, which is never stored.
-                    let events = if end == End::Delete {
-                        Vec::new()
-                    } else {
-                        events
-                    };
+                    let (machine, written) = step.finish();
                     let lease = LeaseChange::Release { unclean: false };
-                    Ok(Some(Change {
+                    let mut change = Change {
                         touched: true,
                         end: Some(end),
-                        ..change(&machine, events, head.now, lease)
-                    }))
+                        ..change(&machine, written, head.now, lease)
+                    };
+                    if end == End::Delete {
+                        // Its streams end with `session.deleted`, which is never stored.
+                        change.events.clear();
+                    }
+                    Ok(Some(change))
                 },
             )
             .await?;

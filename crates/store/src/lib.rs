@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod vaults;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -36,8 +37,8 @@ pub use images::{ImageKey, ImageState};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{
-    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row,
-    ThreadChange,
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, NewThread,
+    Row, ThreadChange,
 };
 pub use notify::Listener;
 pub use resources::{
@@ -50,6 +51,9 @@ pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadReco
 pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
+};
+pub use vaults::{
+    CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
 };
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};

@@ -24,6 +24,7 @@ pub mod skill;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod vault;
 mod wire;
 
 pub use error::{ApiError, ErrorKind};
@@ -53,6 +54,13 @@ mod tests {
         crate::skill::SkillVersionView,
         crate::skill::SkillView,
         crate::thread::Thread,
+        crate::vault::CreateCredential,
+        crate::vault::CreateVault,
+        crate::vault::Credential,
+        crate::vault::CredentialValidation,
+        crate::vault::UpdateCredential,
+        crate::vault::UpdateVault,
+        crate::vault::Vault,
     )))]
     struct Document;
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use selfsame_types::ThreadId;
+use selfsame_types::{ThreadId, agent::AgentSnapshot};
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
@@ -23,18 +23,46 @@ const IN_DOUBT: &str = "The server was restarted while this call was under way. 
     server and took effect is unknown; it was not made again. Check before you repeat it.";
 
 /// What threads know of their servers, for one turn each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tools {
+    /// The session's agent, or a member of it, has servers at all.
+    used: bool,
     asking: HashMap<ThreadId, AbortHandle>,
-    known: HashMap<ThreadId, Arc<Toolset>>,
+    known: HashMap<ThreadId, Known>,
     /// Servers whose failure the client has been told of.
     told: HashMap<ThreadId, HashSet<String>>,
 }
 
+#[derive(Debug)]
+struct Known {
+    spec: SharedSpec,
+    toolset: Arc<Toolset>,
+    /// No request has been made with it yet. A server that changes all the time holds nobody up for ever.
+    is_fresh: bool,
+}
+
 impl Tools {
-    /// What a thread's model is offered.
-    pub(super) fn of(&self, thread: ThreadId) -> Arc<Toolset> {
-        self.known.get(&thread).cloned().unwrap_or_default()
+    pub(super) fn new(agent: &AgentSnapshot) -> Self {
+        let mut specs = agent.specs().into_iter();
+        Self {
+            used: specs.any(|spec| !spec.mcp_servers.is_empty()),
+            asking: HashMap::new(),
+            known: HashMap::new(),
+            told: HashMap::new(),
+        }
+    }
+
+    /// What a thread's model is offered in the request that is about to be sent.
+    pub(super) fn of(&mut self, thread: ThreadId) -> Arc<Toolset> {
+        let Some(known) = self.known.get_mut(&thread) else {
+            return Arc::default();
+        };
+        known.is_fresh = false;
+        Arc::clone(&known.toolset)
+    }
+
+    pub(super) fn is_asking(&self, thread: ThreadId) -> bool {
+        self.asking.contains_key(&thread)
     }
 
     /// An interrupt ends the asking.
@@ -44,82 +72,101 @@ impl Tools {
         }
     }
 
-    /// Those of the troubles that the client has not been told of in this turn.
-    fn news(&mut self, thread: ThreadId, mut troubles: Vec<Trouble>) -> Vec<Trouble> {
+    /// A trouble, unless the client has been told in this turn that there is one with this server.
+    pub(super) fn news(&mut self, thread: ThreadId, trouble: Trouble) -> Option<Trouble> {
         let told = self.told.entry(thread).or_default();
-        troubles.retain(|trouble| match &trouble.about {
+        let news = match &trouble.about {
             About::McpServer(name) => told.insert(name.clone()),
             _ => true,
-        });
-        troubles
+        };
+        news.then_some(trouble)
     }
 }
 
 impl Runner {
-    /// Whether a thread's servers have been asked what they can do, in this turn and since they said that
-    /// it has changed.
-    pub(super) fn knows_tools(&self, thread: ThreadId) -> bool {
-        let agent = &self.spec.agent.spec;
-        agent.mcp_servers.is_empty()
-            || (self.tools.known.contains_key(&thread)
-                && !self.inner.mcp.has_changed(self.session, agent))
+    /// A thread's servers have been asked what they can do, in this turn and since they said that it has
+    /// changed.
+    fn knows_tools(&self, thread: ThreadId) -> bool {
+        self.tools.known.get(&thread).is_some_and(|known| {
+            let agent = &known.spec.agent.spec;
+            known.is_fresh
+                || agent.mcp_servers.is_empty()
+                || !self.inner.mcp.has_changed(self.session, agent)
+        })
     }
 
-    /// Sees to it that they are asked. Answers whether that is done.
-    pub(super) fn learn_tools(&mut self, thread: ThreadId) -> bool {
-        if self.knows_tools(thread) {
-            return true;
+    /// Threads whose next request may be opened; `None`: any.
+    pub(super) fn ready(&self) -> Option<HashSet<ThreadId>> {
+        let known = self.tools.known.keys().copied();
+        self.tools
+            .used
+            .then(|| known.filter(|thread| self.knows_tools(*thread)).collect())
+    }
+
+    /// Sees to it that a thread's servers are asked. Answers whether that is done.
+    pub(super) async fn learn_tools(&mut self, thread: ThreadId) -> Result<bool, Stopped> {
+        if !self.tools.used || self.knows_tools(thread) {
+            return Ok(true);
         }
-        if !self.tools.asking.contains_key(&thread) {
-            let (inner, session) = (Arc::clone(&self.inner), self.session);
-            let spec = Arc::clone(&self.spec);
-            let handle = self.jobs.spawn(async move {
-                let (toolset, troubles) =
-                    inner.mcp.toolset(&inner, session, &spec.agent.spec).await;
-                Done::Learned {
-                    thread,
-                    toolset: Arc::new(toolset),
-                    troubles,
-                }
-            });
-            self.tools.asking.insert(thread, handle);
+        if self.tools.is_asking(thread) {
+            return Ok(false);
         }
-        false
+        let spec = self.spec_of(thread).await?;
+        if spec.agent.spec.mcp_servers.is_empty() {
+            let known = Known {
+                spec,
+                toolset: Arc::default(),
+                is_fresh: true,
+            };
+            self.tools.known.insert(thread, known);
+            return Ok(true);
+        }
+        let (inner, session) = (Arc::clone(&self.inner), self.session);
+        let handle = self.jobs.spawn(async move {
+            let (toolset, troubles) = inner.mcp.toolset(&inner, session, &spec.agent.spec).await;
+            Done::Learned {
+                thread,
+                toolset,
+                troubles,
+            }
+        });
+        self.tools.asking.insert(thread, handle);
+        Ok(false)
     }
 
     pub(super) async fn learned(
         &mut self,
         thread: ThreadId,
-        toolset: Arc<Toolset>,
+        toolset: Toolset,
         troubles: Vec<Trouble>,
     ) -> Result<(), Stopped> {
-        self.tools.asking.remove(&thread);
-        self.tools.known.insert(thread, toolset);
-        let news = self.tools.news(thread, troubles);
-        self.append(None, |step| step.trouble(thread, &news))
-            .await?;
+        if self.tools.asking.remove(&thread).is_none() {
+            return Ok(());
+        }
+        let known = Known {
+            spec: self.spec_of(thread).await?,
+            toolset: Arc::new(toolset),
+            is_fresh: true,
+        };
+        self.tools.known.insert(thread, known);
+        let mut news = Vec::new();
+        for trouble in troubles {
+            news.extend(self.tools.news(thread, trouble));
+        }
+        self.append(&[], |step| step.trouble(thread, &news)).await?;
         Ok(())
-    }
-
-    /// The trouble that a call has found, if it is news.
-    pub(super) fn call_trouble(
-        &mut self,
-        thread: ThreadId,
-        found: Option<Trouble>,
-    ) -> Vec<Trouble> {
-        self.tools.news(thread, found.into_iter().collect())
     }
 
     /// A thread whose turn is over asks anew in its next one.
     pub(super) fn forget_tools(&mut self) {
         let machine = &self.machine;
-        let over = |thread: &ThreadId| {
+        let works = |thread: &ThreadId| {
             machine
                 .thread(*thread)
-                .is_none_or(|t| !matches!(t.status, Status::Running | Status::Rescheduling))
+                .is_some_and(|t| matches!(t.status, Status::Running | Status::Rescheduling))
         };
-        self.tools.known.retain(|thread, _| !over(thread));
-        self.tools.told.retain(|thread, _| !over(thread));
+        self.tools.known.retain(|thread, _| works(thread));
+        self.tools.told.retain(|thread, _| works(thread));
     }
 }
 

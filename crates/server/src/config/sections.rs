@@ -27,6 +27,7 @@ pub struct Config {
     pub repositories: Repositories,
     pub web: Web,
     pub mcp: Mcp,
+    pub vaults: Vaults,
     pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
@@ -317,6 +318,12 @@ impl TryFrom<String> for Search {
             }
         })))
     }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vaults {
+    pub cache_seconds: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
