@@ -123,6 +123,9 @@ def start() -> Server:
         "SELFSAME__FILES__DOWNLOAD_UPLOADS": "true",
         # Enough to see a retry, few enough that running out of them does not take long.
         "SELFSAME__MODEL__ATTEMPTS": "3",
+        # Servers that never answer are waited for as long as this.
+        "SELFSAME__MCP__CONNECT_TIMEOUT_SECONDS": "8",
+        "SELFSAME__MCP__CALL_TIMEOUT_SECONDS": "15",
         "SELFSAME__NET__ALLOWED_RANGES": json.dumps([*allowed_ranges(), f"{LOOPBACK}/32"]),
     }
     server = Server(url, "", "", "", mock_url, directory=directory)
