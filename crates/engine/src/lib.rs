@@ -21,6 +21,7 @@ mod images;
 mod loops;
 pub mod machine;
 mod notifier;
+mod outcomes;
 mod prompt;
 mod resources;
 mod runner;

@@ -19,7 +19,7 @@ use selfsame_types::{
 
 use crate::{
     Engine, Inner,
-    change::{change, text, works},
+    change::{change, text, thread_view, works},
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
@@ -130,12 +130,12 @@ impl Engine {
             Some(_) if !equipped => begin(&mut step),
             _ => Vec::new(),
         };
-        let (machine, events) = step.finish();
-        let change = change(&machine, events, now, LeaseChange::Keep);
+        let (machine, written) = step.finish();
+        let change = change(&machine, written, now, LeaseChange::Keep);
         let first = FirstState {
             status: change.status,
-            thread_status: change.threads[0].status,
-            thread_view: change.threads[0].view.clone(),
+            thread_status: machine.primary().status.as_str(),
+            thread_view: text(&thread_view(machine.primary(), now)),
             machine: change.machine,
             view: change.view,
             queued: change.queued,
@@ -270,7 +270,7 @@ impl Engine {
                     } else {
                         begin(&mut step)
                     };
-                    let (machine, events) = step.finish();
+                    let (machine, written) = step.finish();
                     accepted = Accepted {
                         begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
@@ -283,7 +283,7 @@ impl Engine {
                     };
                     Ok(Some(Change {
                         accepted: true,
-                        ..change(&machine, events, head.now, lease)
+                        ..change(&machine, written, head.now, lease)
                     }))
                 },
             )
@@ -381,7 +381,7 @@ impl Engine {
                 let mut new_id = EventId::new;
                 let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                 step.updated(edit.changed);
-                let (machine, events) = step.finish();
+                let (machine, written) = step.finish();
                 Ok(Some(Change {
                     touched: true,
                     cold: Some(Cold {
@@ -389,7 +389,7 @@ impl Engine {
                         metadata: edit.metadata,
                         agent: edit.agent,
                     }),
-                    ..change(&machine, events, head.now, LeaseChange::Keep)
+                    ..change(&machine, written, head.now, LeaseChange::Keep)
                 }))
             })
             .await?;
@@ -462,19 +462,18 @@ impl Engine {
                         End::Archive => "archive",
                         End::Delete => "delete",
                     })?;
-                    let (machine, events) = step.finish();
-                    // A deleted session's streams end with `session.deleted`, which is never stored.
-                    let events = if end == End::Delete {
-                        Vec::new()
-                    } else {
-                        events
-                    };
+                    let (machine, written) = step.finish();
                     let lease = LeaseChange::Release { unclean: false };
-                    Ok(Some(Change {
+                    let mut change = Change {
                         touched: true,
                         end: Some(end),
-                        ..change(&machine, events, head.now, lease)
-                    }))
+                        ..change(&machine, written, head.now, lease)
+                    };
+                    if end == End::Delete {
+                        // Its streams end with `session.deleted`, which is never stored.
+                        change.events.clear();
+                    }
+                    Ok(Some(change))
                 },
             )
             .await?;

@@ -36,8 +36,8 @@ pub use images::{ImageKey, ImageState};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{
-    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row,
-    ThreadChange,
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, NewThread,
+    Row, ThreadChange,
 };
 pub use notify::Listener;
 pub use resources::{

@@ -19,8 +19,8 @@ pub use resources::{
     UPLOADS, UpdateResource, WORKSPACE, check_resources, check_token, no_file, repository,
 };
 pub use usage::{
-    CacheCreation, OutcomeEvaluation, OutcomeResult, RunningTime, ServerToolUse, SessionStats,
-    SessionUsage, SessionView, TokenTotals,
+    CacheCreation, OutcomeEvaluation, OutcomeEvaluationType, OutcomeResult, RunningTime,
+    ServerToolUse, SessionStats, SessionUsage, SessionView, TokenTotals,
 };
 
 use crate::{
