@@ -29,6 +29,7 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+mod threads;
 mod transcript;
 pub mod vaults;
 mod web;
@@ -48,7 +49,7 @@ pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
-pub use sessions::{NewSessionRequest, SessionEdit, Watch};
+pub use sessions::{NewSessionRequest, Sent, SessionEdit, Watch};
 pub use web::{FetchLimits, SearchBackend, SearchConfig, Web, WebConfig};
 
 use crate::{

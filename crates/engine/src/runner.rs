@@ -40,6 +40,7 @@ use crate::{
     runners::Link,
     sandboxes::AcquireError,
     transcript::Transcript,
+    workbench::Briefing,
 };
 use execute::Executed;
 
@@ -107,7 +108,7 @@ enum Done {
     /// What the session has mounted is in its sandbox.
     Equipped {
         thread: ThreadId,
-        briefing: Result<(String, Vec<Trouble>), AcquireError>,
+        briefing: Result<(Briefing, Vec<Trouble>), AcquireError>,
     },
     /// A thread's next attempt is due.
     Waited {
@@ -173,7 +174,7 @@ pub(crate) struct Runner {
     specs: HashMap<ThreadId, SharedSpec>,
     equipped: bool,
     /// About what is mounted; made before the first request.
-    briefing: Option<String>,
+    briefing: Option<Briefing>,
     equipping: Option<AbortHandle>,
     transcripts: HashMap<ThreadId, Transcript>,
     jobs: JoinSet<Done>,

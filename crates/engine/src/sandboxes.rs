@@ -22,7 +22,7 @@ use crate::{
     fail,
     images::{ImageError, Images, Wanted},
     machine::Trouble,
-    workbench::{FitError, Outfit, Outputs, Workbench},
+    workbench::{Briefing, FitError, Outfit, Outputs, Workbench},
 };
 
 /// Longest wait for another server that is making a session's sandbox.
@@ -310,7 +310,7 @@ impl Sandboxes {
         &self,
         session: SessionId,
         epoch: i64,
-    ) -> Result<(String, Vec<Trouble>), AcquireError> {
+    ) -> Result<(Briefing, Vec<Trouble>), AcquireError> {
         let mut wanted = self.workbench.wanted(session).await?;
         let mut troubles = Vec::new();
         if wanted.comes_first() {
@@ -319,7 +319,7 @@ impl Sandboxes {
             if wanted.equipment.findings.is_none() {
                 wanted = self.workbench.wanted(session).await?;
             }
-        } else if wanted.agent.spec.needs_sandbox() {
+        } else if wanted.agent.needs_sandbox() {
             self.await_image(session, &wanted).await?;
         }
         Ok((self.workbench.briefing(&wanted)?, troubles))

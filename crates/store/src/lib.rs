@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod threads;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -46,11 +47,12 @@ pub use resources::{
 pub use sandboxes::SandboxRecord;
 pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
 pub use session_create::{Created, FirstState, NewSession, SESSION_SKILL_BLOB_KEY, SessionParts};
-pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
+pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord};
 pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
 };
+pub use threads::ThreadRecord;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

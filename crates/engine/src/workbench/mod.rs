@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::{machine::Trouble, resources};
 
 pub(crate) use access::network;
+pub(crate) use briefing::Briefing;
 pub(crate) use outputs::Outputs;
 
 /// Where what the user is meant to receive is written.

@@ -300,5 +300,9 @@ pub(crate) async fn send(
         )
         .await
         .map_err(append_error(session))?;
-    Ok(json_response(list_text(View::Session { primary }, &rows, None)))
+    Ok(json_response(list_text(
+        View::Session { primary },
+        &rows,
+        None,
+    )))
 }
