@@ -13,6 +13,8 @@ use tokio::sync::watch;
 
 use crate::{
     demo,
+    fill::fill,
+    fill::fill,
     gate::Gates,
     request::Parsed,
     rule::{Broken, Rule, Step, parse},
@@ -259,7 +261,7 @@ impl Script {
             active.rule.times.is_none_or(|times| active.used < times)
                 && active.rule.when.holds(request, nth)
         });
-        let (rule, steps) = match found {
+        let (rule, mut steps) = match found {
             Some((position, active)) => {
                 active.used += 1;
                 let name = active.rule.name.clone();
@@ -279,6 +281,7 @@ impl Script {
         });
         drop(state);
         self.tick();
+        fill(&mut steps, &request.json);
         Chosen {
             steps,
             input,
