@@ -160,7 +160,7 @@ impl Engine {
             config.sandbox.clone(),
             Arc::clone(&images),
             workbench,
-            door,
+            (door, vaults.clone()),
         );
         Self {
             inner: Arc::new(Inner {

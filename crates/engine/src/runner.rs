@@ -13,7 +13,7 @@
 
 mod append;
 mod calls;
-mod execute;
+pub(crate) mod execute;
 mod grading;
 mod interrupts;
 mod recovery;
@@ -35,7 +35,7 @@ use crate::{
     ask::Answer,
     change::works,
     machine::{CallResult, Machine, Next, Step, Trouble},
-    outcomes::Graded,
+    outcomes::{Graded, Grader},
     prompt::SharedSpec,
     runners::Link,
     sandboxes::AcquireError,
@@ -116,7 +116,7 @@ enum Done {
     },
     Graded {
         span: EventId,
-        graded: Graded,
+        graded: Box<Graded>,
     },
     /// The grader has been at work for a while.
     StillGrading {
@@ -184,6 +184,8 @@ pub(crate) struct Runner {
     waiting: HashMap<ThreadId, (Timestamp, AbortHandle)>,
     /// The open evaluation: the grader, and the clock that tells clients of it.
     grading: Option<(EventId, [AbortHandle; 2])>,
+    /// One whose request failed, to go on from there.
+    grader: Option<(EventId, Box<Grader>)>,
     /// Results of calls that an interrupt cut off, until the interrupt is carried out.
     stopped: HashMap<ThreadId, Vec<(EventId, CallResult)>>,
     /// Calls that a server before us may have sent ..
@@ -237,6 +239,7 @@ impl Runner {
             cancelled: HashSet::new(),
             waiting: HashMap::new(),
             grading: None,
+            grader: None,
             stopped: HashMap::new(),
             in_doubt,
             unclean: start.unclean,
@@ -317,7 +320,7 @@ impl Runner {
                     }
                 }
                 Next::Call { thread, call } => self.call(thread, call).await?,
-                Next::Grade { span, .. } => self.grade(span),
+                Next::Grade { span, .. } => self.grade(span).await?,
                 Next::Interrupt { thread } => self.interrupt(thread).await?,
                 Next::Wait { thread, until } => self.wait(thread, until).await?,
             }
@@ -363,7 +366,7 @@ impl Runner {
                 }
                 Ok(())
             }
-            Done::Graded { span, graded } => self.graded(span, graded).await,
+            Done::Graded { span, graded } => self.graded(span, *graded).await,
             Done::StillGrading { span } => self.still_grading(span).await,
             Done::Equipped { thread, briefing } => {
                 self.equipping = None;

@@ -9,7 +9,7 @@ use selfsame_store::{
     LeaseChange, NewSession, Row, SessionRecord, SkillMount, StoreError,
 };
 use selfsame_types::{
-    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
     agent::AgentSnapshot,
     event::EventType,
     inbound::{ConfirmationResult, InboundEvent},
@@ -23,6 +23,7 @@ use crate::{
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
+    outcomes,
     prompt::Spec,
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
@@ -50,6 +51,8 @@ pub struct NewSessionRequest {
     pub events: Vec<InboundEvent>,
     /// What the agent's skills were resolved to, in their order.
     pub skills: Vec<SkillMount>,
+    /// They are there; in the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
     pub actor: Actor,
 }
 
@@ -106,12 +109,12 @@ impl Engine {
         }
     }
 
-    async fn create(&self, request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
+    async fn create(&self, mut request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
         let inner = &self.inner;
+        let (store, list) = (&inner.store, "initial_events");
+        outcomes::read_rubrics(store, request.workspace, list, &mut request.events).await?;
         let inputs = inputs(&request.events)?;
-        let store = &inner.store;
-        let pins =
-            content::check(store, request.workspace, "initial_events", &request.events).await?;
+        let pins = content::check(store, request.workspace, list, &request.events).await?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
         let environment = serde_json::from_str(&request.environment).map_err(
             StoreError::corrupt("environments", "config", request.environment_id),
@@ -171,6 +174,7 @@ impl Engine {
             equipped,
             resources,
             skills: request.skills,
+            vault_ids: request.vault_ids,
         };
         let created = inner
             .store
@@ -215,12 +219,13 @@ impl Engine {
         &self,
         workspace: WorkspaceId,
         session: SessionId,
-        events: &[InboundEvent],
+        mut events: Vec<InboundEvent>,
         actor: &Actor,
     ) -> Result<Sent, AppendError> {
-        let inputs = inputs(events)?;
         let store = &self.inner.store;
-        let pins = content::check(store, workspace, "events", events).await?;
+        outcomes::read_rubrics(store, workspace, "events", &mut events).await?;
+        let inputs = inputs(&events)?;
+        let pins = content::check(store, workspace, "events", &events).await?;
         // Before the events: whoever reads them must find what they name.
         pins.keep(store, workspace, session).await?;
         let (engine, actor) = (self.clone(), actor.clone());
@@ -708,7 +713,7 @@ fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
             };
             Ok(Input {
                 kind,
-                fields: event.fields(),
+                fields: event.fields().unwrap_or_default(),
             })
         })
         .collect()

@@ -9,11 +9,14 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use selfsame_store::Row;
-use selfsame_types::{EventId, ThreadId, event::EventType};
+use selfsame_types::{EventId, ThreadId, event::EventType, outcome::DefinedOutcome};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::machine::{HiddenCall, INTERRUPTED, Private};
+use crate::{
+    machine::{HiddenCall, INTERRUPTED, Private},
+    outcomes,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,19 +86,9 @@ struct Received {
 }
 
 #[derive(Deserialize)]
-struct Defined {
-    description: String,
-    rubric: Rubric,
-}
-
-#[derive(Deserialize)]
-struct Rubric {
-    content: String,
-}
-
-#[derive(Deserialize)]
 struct Evaluated {
     result: String,
+    iteration: u32,
     explanation: String,
 }
 
@@ -274,30 +267,17 @@ impl Transcript {
                 }
             }
             EventType::UserDefineOutcome => {
-                let Defined {
-                    description,
-                    rubric,
-                } = serde_json::from_str(&row.body)?;
-                self.hold(&format!(
-                    "{description}\n\nYour work will be graded by this rubric:\n\n{}",
-                    rubric.content
-                ))?;
+                let defined: DefinedOutcome = serde_json::from_str(&row.body)?;
+                self.hold(&outcomes::task(&defined.description))?;
             }
             EventType::SpanOutcomeEvaluationEnd => {
                 let Evaluated {
                     result,
+                    iteration,
                     explanation,
                 } = serde_json::from_str(&row.body)?;
-                match result.as_str() {
-                    "needs_revision" => self.hold(&format!(
-                        "Your work was graded and needs revision:\n\n{explanation}"
-                    ))?,
-                    "max_iterations_reached" => self.hold(&format!(
-                        "Your work was graded and still needs revision, but it will not be graded \
-                         again:\n\n{explanation}\n\nDo not revise it any more. Say briefly what is done \
-                         and what is left."
-                    ))?,
-                    _ => {}
+                if let Some(told) = outcomes::feedback(&result, iteration, &explanation) {
+                    self.hold(&told)?;
                 }
             }
             EventType::AgentToolResult
@@ -415,6 +395,22 @@ impl Transcript {
             self.answer(call, std::slice::from_ref(&text), true)?;
         }
         Ok(())
+    }
+
+    /// What the model said last, if its last response said anything.
+    #[must_use]
+    pub fn last_message(&self) -> Option<String> {
+        let last = self.messages.last()?;
+        if last.role != Role::Assistant {
+            return None;
+        }
+        let texts: Vec<_> = last.blocks[self.base.min(last.blocks.len())..]
+            .iter()
+            .filter_map(|block| serde_json::from_str::<Readable<'_>>(block.get()).ok())
+            .filter(|block| block.r#type == "text")
+            .filter_map(|block| Some(block.text?.into_owned()))
+            .collect();
+        (!texts.is_empty()).then(|| texts.join("\n\n"))
     }
 
     /// Shows every text that clients and tools brought into the conversation.

@@ -204,7 +204,10 @@ fn needs_beta(path: &str) -> bool {
     let resource = path
         .strip_prefix("/v1/")
         .and_then(|rest| rest.split('/').next());
-    matches!(resource, Some("agents" | "environments" | "sessions"))
+    matches!(
+        resource,
+        Some("agents" | "environments" | "sessions" | "vaults")
+    )
 }
 
 /// Whether one of the header's lines lists this name. Other names are none of our business.
@@ -245,7 +248,12 @@ mod tests {
 
     #[test]
     fn which_paths_need_it() {
-        for path in ["/v1/agents", "/v1/agents/x", "/v1/sessions/x/events"] {
+        for path in [
+            "/v1/agents",
+            "/v1/agents/x",
+            "/v1/sessions/x/events",
+            "/v1/vaults",
+        ] {
             assert!(needs_beta(path), "{path}");
         }
         for path in ["/v1/models", "/v1/agentsx", "/healthz", "/v1/files"] {

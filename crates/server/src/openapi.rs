@@ -110,9 +110,14 @@ impl Modify for Base {
 pub(crate) fn complete(document: &mut openapi::OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let has_id = path.contains('{');
-        let managed = ["/v1/agents", "/v1/environments", "/v1/sessions"]
-            .iter()
-            .any(|prefix| path.starts_with(prefix));
+        let managed = [
+            "/v1/agents",
+            "/v1/environments",
+            "/v1/sessions",
+            "/v1/vaults",
+        ]
+        .iter()
+        .any(|prefix| path.starts_with(prefix));
         for (method, operation) in [
             (HttpMethod::Get, &mut item.get),
             (HttpMethod::Post, &mut item.post),

@@ -25,12 +25,13 @@ use selfsame_engine::{
 };
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
-use selfsame_store::{Actor, Blobs, Scope, Store};
+use selfsame_store::{Actor, Blobs, LocalKey, Scope, Sealer, Store};
 use selfsame_types::{KeyId, WorkspaceId};
 use serde_json::Value;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+use zeroize::Zeroizing;
 
 use crate::{
     app::{App, key_for, new_deployment, new_token},
@@ -94,7 +95,9 @@ impl TestApp {
     pub async fn with_config(pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
+        let key = LocalKey::new(Zeroizing::new([7; 32]));
         let store = Store::from_pool(pool)
+            .with_sealer(Sealer::new(Arc::new(key)))
             .with_blobs(Blobs::memory())
             .with_file_limits(assembly::file_limits(&config));
         let models = assembly::models(&config.model);

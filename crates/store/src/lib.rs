@@ -23,6 +23,7 @@ mod session_create;
 mod sessions;
 mod skills;
 mod threads;
+mod vaults;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -53,6 +54,9 @@ pub use skills::{
     SkillMount, SkillRefusal,
 };
 pub use threads::ThreadRecord;
+pub use vaults::{
+    CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
+};
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

@@ -16,6 +16,7 @@ pub mod inbound;
 pub mod metadata;
 pub mod model;
 pub mod multiagent;
+pub mod outcome;
 pub mod page;
 pub mod patch;
 pub mod session;
@@ -23,6 +24,7 @@ pub mod skill;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod vault;
 mod wire;
 
 pub use error::{ApiError, ErrorKind};
@@ -52,6 +54,13 @@ mod tests {
         crate::skill::SkillVersionView,
         crate::skill::SkillView,
         crate::thread::Thread,
+        crate::vault::CreateCredential,
+        crate::vault::CreateVault,
+        crate::vault::Credential,
+        crate::vault::CredentialValidation,
+        crate::vault::UpdateCredential,
+        crate::vault::UpdateVault,
+        crate::vault::Vault,
     )))]
     struct Document;
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 pub use params::{
     AgentOverrides, AgentParams, AgentWithOverridesParams, AgentWithOverridesType, Budget,
     BudgetType, CreateSession, ListSessions, Money, NewSession, SessionAgentUpdate, SessionFields,
-    UpdateSession, resolve_agent,
+    UpdateSession, no_vault, resolve_agent,
 };
 pub use resources::{
     AddResource, BranchCheckout, CommitCheckout, DeletedResource, DeletedResourceType,

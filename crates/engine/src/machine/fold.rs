@@ -3,8 +3,8 @@
 use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed, session::OutcomeResult};
 
 use super::{
-    Call, CallKind, CallState, Machine, ModelUsage, Outcome, Payload, QueuedInput, QueuedKind,
-    Role, Status, StopReason, Thread,
+    About, Call, CallKind, CallState, Machine, ModelUsage, Outcome, Payload, QueuedInput,
+    QueuedKind, Role, Status, StopReason, Thread, Trouble,
     outcome::EvaluationResult,
     payload::{HiddenCall, Permission},
 };
@@ -37,6 +37,10 @@ impl Machine {
                 self.threads
                     .push(Thread::new(*thread, *role, agent_name.clone()));
             }
+            Payload::Trouble(Trouble {
+                about: About::Credential { credential, .. },
+                ..
+            }) => self.unreachable.push(*credential),
             Payload::Error { spent, .. } => {
                 self.past.usage.add(spent);
                 if let Some(outcome) = self.outcomes.iter_mut().find(|o| o.span.is_some()) {

@@ -29,13 +29,13 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-use selfsame_types::{EventId, ThreadId, Timestamp};
+use selfsame_types::{CredentialId, EventId, ThreadId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use coordinate::{Coordination, MAX_CHILDREN};
 pub use inputs::{Input, InputKind};
 pub use next::Next;
-pub use outcome::{Grade, GradeVerdict, Outcome};
+pub use outcome::Outcome;
 pub use payload::{
     About, ErrorType, HiddenCall, HiddenResult, McpTool, ModelUsage, Payload, Permission, Private,
     RetryStatus, StopReason, Trouble,
@@ -86,6 +86,9 @@ pub struct Machine {
     pub running_since: Option<Timestamp>,
     /// When it was terminated.
     pub ended_at: Option<Timestamp>,
+    /// Credentials whose host cannot be reached, as clients were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<CredentialId>,
 }
 
 /// What no thread of the state has used.
@@ -309,6 +312,7 @@ impl Machine {
             active_us: 0,
             running_since: None,
             ended_at: None,
+            unreachable: Vec::new(),
         }
     }
 

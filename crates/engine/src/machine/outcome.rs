@@ -11,6 +11,8 @@ use selfsame_types::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::outcomes::{Judgement, Verdict};
+
 use super::{Failure, Machine, ModelUsage, Payload, Status, Step, StopReason};
 
 /// An outcome and how far it is.
@@ -55,24 +57,6 @@ impl Outcome {
             completed_at: self.completed_at,
         }
     }
-}
-
-/// What a grader says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grade {
-    pub verdict: GradeVerdict,
-    /// What clients and the agent read.
-    pub explanation: String,
-    /// Of all requests of this evaluation, but those of attempts that failed.
-    pub usage: ModelUsage,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GradeVerdict {
-    Satisfied,
-    NeedsRevision,
-    /// The rubric cannot be applied.
-    Failed,
 }
 
 /// A result as an evaluation's end names it.
@@ -207,8 +191,9 @@ impl Step<'_> {
         }
     }
 
-    /// Closes an evaluation with the grader's word.
-    pub fn finish_grading(&mut self, span: EventId, grade: Grade) {
+    /// Closes an evaluation with the grader's word. `usage` is of all its requests, but those of attempts
+    /// that failed.
+    pub fn finish_grading(&mut self, span: EventId, verdict: Verdict, usage: &ModelUsage) {
         let Some((outcome, _)) = self.machine.grading().filter(|(_, open)| *open == span) else {
             return;
         };
@@ -216,14 +201,14 @@ impl Step<'_> {
             return;
         }
         let last = outcome.iteration + 1 >= outcome.max_iterations;
-        let result = match grade.verdict {
-            GradeVerdict::Satisfied => EvaluationResult::Satisfied,
-            GradeVerdict::NeedsRevision if last => EvaluationResult::MaxIterationsReached,
-            GradeVerdict::NeedsRevision => EvaluationResult::NeedsRevision,
-            GradeVerdict::Failed => EvaluationResult::Failed,
+        let result = match verdict.judgement {
+            Judgement::Satisfied => EvaluationResult::Satisfied,
+            Judgement::NeedsRevision if last => EvaluationResult::MaxIterationsReached,
+            Judgement::NeedsRevision => EvaluationResult::NeedsRevision,
+            Judgement::Failed => EvaluationResult::Failed,
         };
-        let mut usage = outcome.spent;
-        usage.add(&grade.usage);
+        let mut sum = outcome.spent;
+        sum.add(usage);
         let (outcome, iteration) = (outcome.id, outcome.iteration);
         let primary = self.machine.primary().id;
         self.emit(
@@ -233,8 +218,8 @@ impl Step<'_> {
                 outcome,
                 iteration,
                 result,
-                explanation: grade.explanation,
-                usage,
+                explanation: verdict.explanation,
+                usage: sum,
             },
         );
         self.settle(primary, &[]);

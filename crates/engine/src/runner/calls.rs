@@ -100,12 +100,14 @@ impl Runner {
         // Calls beside each other lose it together, and it is told once.
         let lost = new_life.is_some() && new_life != self.life_told;
         self.life_told = new_life.or(self.life_told);
+        let troubles = self.inner.sandboxes.unreachable(self.session);
         fail::point("before_result_commit");
         let appended = self
             .append_and_begin(&[], |step, _| {
                 if lost {
                     step.sandbox_lost(thread);
                 }
+                step.trouble(thread, &troubles);
                 step.finish_call(thread, call, result.clone());
             })
             .await?;

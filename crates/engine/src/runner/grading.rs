@@ -2,44 +2,54 @@
 
 use std::{sync::Arc, time::Duration};
 
-use selfsame_types::EventId;
+use selfsame_types::{EventId, outcome::DefinedOutcome};
 
-use super::{Done, Runner, Stopped};
+use super::{Done, Runner, Stopped, retry};
 use crate::{
     ask,
     machine::Failure,
-    outcomes::{self, Graded, Grading},
+    outcomes::{FIRST_HEARTBEAT, Graded, Grader, Grading, HEARTBEAT},
 };
-
-/// Clients hear of a grader that takes longer than this ..
-const FIRST_WORD: Duration = Duration::from_secs(5);
-/// .. and again this often.
-const FURTHER_WORDS: Duration = Duration::from_secs(15);
 
 impl Runner {
     /// Has the work graded, unless it is being graded.
-    pub(super) fn grade(&mut self, span: EventId) {
+    pub(super) async fn grade(&mut self, span: EventId) -> Result<(), Stopped> {
         if self.grading.as_ref().is_some_and(|(open, _)| *open == span) {
-            return;
+            return Ok(());
         }
-        let Some((outcome, _)) = self.machine.grading() else {
-            return;
-        };
-        let inner = Arc::clone(&self.inner);
-        let grading = Grading {
-            session: self.session,
-            epoch: self.epoch,
-            thread: self.machine.primary().id,
-            span,
-            outcome: outcome.clone(),
-            spec: Arc::clone(&self.spec),
+        let grader = match self.grader.take() {
+            Some((open, grader)) if open == span => grader,
+            _ => Box::new(self.new_grader().await?),
         };
         let grader = self.jobs.spawn(async move {
-            let graded = outcomes::grade(&inner, grading).await;
+            let graded = Box::new(grader.run().await);
             Done::Graded { span, graded }
         });
-        let clock = self.still_grading_in(span, FIRST_WORD);
+        let clock = self.still_grading_in(span, FIRST_HEARTBEAT);
         self.grading = Some((span, [grader, clock]));
+        Ok(())
+    }
+
+    async fn new_grader(&mut self) -> Result<Grader, Stopped> {
+        const NONE: Stopped = Stopped::Contradiction("an outcome of the state is not in the log");
+        let thread = self.machine.primary().id;
+        let (outcome, _) = self.machine.grading().ok_or(NONE)?;
+        let (session, seq) = (self.session, outcome.seq);
+        let store = &self.inner.store;
+        // Rubrics are long, and only the log has them.
+        let rows = retry(|| store.event_transcript(session, thread, seq - 1, 1)).await?;
+        let row = rows.into_iter().find(|row| row.seq == seq).ok_or(NONE)?;
+        let outcome: DefinedOutcome = serde_json::from_str(&row.body)?;
+        self.load(thread).await?;
+        let grading = Grading {
+            session,
+            thread,
+            epoch: self.epoch,
+            outcome,
+            last_message: self.transcripts[&thread].last_message(),
+        };
+        let (inner, spec) = (Arc::clone(&self.inner), Arc::clone(&self.spec));
+        Ok(Grader::new(inner, spec, grading))
     }
 
     fn still_grading_in(&mut self, span: EventId, after: Duration) -> tokio::task::AbortHandle {
@@ -55,7 +65,7 @@ impl Runner {
             return Ok(());
         }
         self.append(&[], |step| step.grading_goes_on(span)).await?;
-        let clock = self.still_grading_in(span, FURTHER_WORDS);
+        let clock = self.still_grading_in(span, HEARTBEAT);
         if let Some((_, [_, old])) = &mut self.grading {
             *old = clock;
         }
@@ -76,22 +86,25 @@ impl Runner {
             return Ok(());
         }
         self.stop_grading();
-        match graded {
-            Graded::Grade { grade, requests } => {
+        let Graded {
+            verdict,
+            usage,
+            requests,
+            grader,
+        } = graded;
+        match verdict {
+            Ok(verdict) => {
                 let appended = self
                     .append_and_begin(&requests, |step, _| {
-                        step.finish_grading(span, grade.clone());
+                        step.finish_grading(span, verdict.clone(), &usage);
                     })
                     .await?;
                 self.send_begun(appended).await
             }
-            Graded::Failed {
-                error,
-                usage,
-                requests,
-            } => {
+            Err(error) => {
                 metrics::counter!("selfsame_model_request_failures_total").increment(1);
                 tracing::warn!(session = %self.session, %error, "a grading failed");
+                self.grader = Some((span, grader));
                 let backoff = self.inner.config.backoff.clone();
                 let random: f64 = rand::random();
                 self.append_at(&requests, |step, now| {
