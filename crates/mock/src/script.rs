@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use crate::{
     demo,
     fill::fill,
-    fill::fill,
     gate::Gates,
     request::Parsed,
     rule::{Broken, Rule, Step, parse},

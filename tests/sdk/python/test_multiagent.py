@@ -53,7 +53,6 @@ def events(client: Any, session: Any, thread: Any) -> list[dict]:
     "beta.sessions.threads.list",
     "beta.sessions.threads.retrieve",
     "beta.sessions.threads.events.list",
-    "beta.sessions.threads.events.stream",
 )
 def test_three_specialists_work_at_the_same_time(client, make, mock) -> None:
     names = ["Reader", "Writer", "Tester"]
@@ -201,7 +200,7 @@ def test_self_is_a_copy_that_cannot_go_deeper(client, make, mock) -> None:
     assert thread.agent.id == lead.id and thread.agent.system == "You are many today."
 
 
-@covers("beta.sessions.events.send")
+@covers("beta.sessions.events.send", "beta.sessions.threads.events.stream")
 def test_a_childs_calls_are_answered_through_the_primary_stream(client, make, mock) -> None:
     worker = make.agent(name="Worker", system="You work.", tools=[toolset("always_ask"), custom()])
     lead = make.agent(name="Lead", system="You lead.", multiagent=roster(worker))

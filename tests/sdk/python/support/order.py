@@ -221,6 +221,8 @@ class _Checker:
                 self.drop(thread)
         elif name == "session.thread_status_terminated":
             self.drop(thread)
+            # A client may have archived it: then the session tells what it waits for now.
+            self.answered = True
         elif name in CALLS:
             self.owners[event["id"]] = thread
             self.call(event)
@@ -234,7 +236,7 @@ class _Checker:
             # Its result is for the child's own view.
             self.open.pop(str(event.get(key)), None)
         elif name == "user.interrupt":
-            self.inbound(event, [])
+            self.interrupted = True
 
     def drop(self, thread: str) -> None:
         """Calls of a thread that nobody will answer any more."""
