@@ -68,7 +68,10 @@ fn delegate(request: &Parsed) -> Vec<Step> {
         .collect();
     let mut steps = vec![text(format!("I give this to {}.", names.join(" and ")))];
     steps.extend(names.iter().map(|name| {
-        tool(CREATE, json!({"agent_name": name, "message": request.user_text}))
+        tool(
+            CREATE,
+            json!({"agent_name": name, "message": request.user_text}),
+        )
     }));
     steps
 }
@@ -303,7 +306,8 @@ mod tests {
     fn a_coordinator_gives_work_away_and_passes_reports_on() {
         let schema = json!({"properties": {"agent_name": {"enum": ["a", "b"]}}});
         let request = |messages: Value| {
-            let body = json!({"tools": [{"name": CREATE, "input_schema": schema}], "messages": messages});
+            let body =
+                json!({"tools": [{"name": CREATE, "input_schema": schema}], "messages": messages});
             serde_json::to_value(answer(&Parsed::new(body.to_string(), body.clone()))).unwrap()
         };
         let task = json!({"role": "user", "content": "Do it."});
@@ -318,8 +322,12 @@ mod tests {
         let result = json!({"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "t", "content": "started"}]});
         let waits = request(json!([task, call, result]));
-        assert_eq!(waits[0]["text"], "They are at work. I wait for their reports.");
-        let report = json!({"role": "user", "content": "Message from thread x (agent `a`):\nDone."});
+        assert_eq!(
+            waits[0]["text"],
+            "They are at work. I wait for their reports."
+        );
+        let report =
+            json!({"role": "user", "content": "Message from thread x (agent `a`):\nDone."});
         let told = request(json!([task, report]));
         assert!(told[0]["text"].as_str().unwrap().ends_with("Done."));
     }

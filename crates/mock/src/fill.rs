@@ -75,7 +75,8 @@ mod tests {
             {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": "x sthr_c"}]}]},
         ]});
         let step = |text: &str| -> Vec<Step> {
-            serde_json::from_value(json!([{"tool": {"name": "t", "input": {"to": [text]}}}])).unwrap()
+            serde_json::from_value(json!([{"tool": {"name": "t", "input": {"to": [text]}}}]))
+                .unwrap()
         };
         for (text, expected) in [
             ("{{sthr_:1}}", "sthr_b"),
@@ -88,7 +89,9 @@ mod tests {
         ] {
             let mut steps = step(text);
             fill(&mut steps, &request);
-            let Step::Tool(tool) = &steps[0] else { panic!() };
+            let Step::Tool(tool) = &steps[0] else {
+                panic!()
+            };
             assert_eq!(tool.input, Some(json!({"to": [expected]})));
         }
     }

@@ -5,6 +5,7 @@ mod demo;
 mod fill;
 mod gate;
 pub mod messages;
+pub mod oauth;
 mod play;
 mod request;
 mod rule;

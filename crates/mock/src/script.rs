@@ -15,6 +15,7 @@ use crate::{
     demo,
     fill::fill,
     gate::Gates,
+    oauth::OAuth,
     request::Parsed,
     rule::{Broken, Rule, Step, parse},
     usage::{Cache, Input},
@@ -31,6 +32,7 @@ pub struct Script(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     gates: Gates,
+    oauth: OAuth,
     /// Ticks when the log changes.
     tick: watch::Sender<u64>,
     /// Ids must differ between mocks, too: conversations outlive them.
@@ -43,6 +45,7 @@ impl Default for Inner {
         Self {
             state: Mutex::default(),
             gates: Gates::default(),
+            oauth: OAuth::default(),
             tick: watch::Sender::default(),
             id_prefix: rand::random(),
             next_id: AtomicU64::new(1),
@@ -228,6 +231,12 @@ impl Script {
     /// Waits until a response is blocked at the gate.
     pub async fn wait_gate(&self, gate: &str) {
         self.0.gates.get(gate).reached().await;
+    }
+
+    /// The OAuth grants, and the MCP servers behind them.
+    #[must_use]
+    pub fn oauth(&self) -> &OAuth {
+        &self.0.oauth
     }
 
     pub(crate) fn gates(&self) -> &Gates {
