@@ -37,6 +37,7 @@ async fn session(store: &Store) -> (SessionId, ThreadId) {
         equipped: false,
         resources: Vec::new(),
         skills: Vec::new(),
+        vault_ids: Vec::new(),
     };
     let first = FirstState {
         events: Vec::new(),
