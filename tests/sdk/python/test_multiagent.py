@@ -495,3 +495,31 @@ def test_an_interrupt_of_everything_stops_every_thread(client, make, mock) -> No
         tail.wait_idle("end_turn")
         assert {thread.status for thread in client.beta.sessions.threads.list(session.id)} == {"idle"}
     mock.release(gate)
+
+
+def test_an_outcome_is_judged_when_no_thread_works(client, make, mock) -> None:
+    gate = mock.gate()
+    worker = make.agent(name="Worker", system="You work.")
+    lead = make.agent(name="Lead", system="You lead.", multiagent=roster(worker))
+    verdict = {"criteria": [{"criterion": "c", "finding": "f", "met": True}], "result": "satisfied", "summary": "It is there."}
+    mock.rules(
+        {"when": {"forced": "submit_verdict"}, "answer": [{"tool": {"name": "submit_verdict", "input": verdict}}]},
+        {"when": {"tool": "submit_verdict"}, "answer": "I have seen it."},
+        {"when": {"system_contains": "You work."}, "answer": [{"gate": gate}, {"text": "done"}]},
+        {"when": {"tool": "create_agent", "turn": 0}, "answer": [start("Worker", "Work.")]},
+        {"when": {"tool": "create_agent"}, "answer": "ok"},
+    )
+    session = make.session(lead)
+    with open_session(client, session) as tail:
+        rubric = {"type": "text", "content": "- It is done."}
+        make.send(session, {"type": "user.define_outcome", "description": "Get it done.", "rubric": rubric})
+        mock.wait_blocked(gate)
+        primary = next(each for each in client.beta.sessions.threads.list(session.id) if each.parent_thread_id is None)
+        tail.wait(of("session.thread_status_idle", session_thread_id=primary.id))
+        assert client.beta.sessions.retrieve(session.id).outcome_evaluations[0].result == "running"
+        mock.release(gate)
+        tail.wait(of("span.outcome_evaluation_end", result="satisfied"))
+        tail.wait_idle("end_turn")
+        types = [event["type"] for event in tail.records]
+    assert types.count("span.outcome_evaluation_start") == 1
+    assert types.index("agent.thread_message_received") < types.index("span.outcome_evaluation_start")
