@@ -76,7 +76,8 @@ impl Runner {
             self.append(&[], |step| step.resume_grading(span)).await?;
             return Ok(());
         }
-        if !self.equip(thread) {
+        let equipped = self.equip(thread);
+        if !(self.learn_tools(thread).await? && equipped) {
             return Ok(());
         }
         let span = EventId::new();
@@ -113,9 +114,10 @@ impl Runner {
         self.load(thread).await?;
         let spec = self.spec_of(thread).await?;
         let transcript = self.transcripts.entry(thread).or_default();
+        let tools = self.tools.of(thread);
         let briefing = self.briefing.as_ref().filter(|_| spec.is_equipped());
         let briefing = briefing.map(|briefing| briefing.text(&spec.agent.spec.skills));
-        let request = spec.request(transcript, briefing.as_deref());
+        let request = spec.request(transcript, briefing.as_deref(), &tools);
         let previews = Previews {
             hub: self.inner.hub.clone(),
             notifier: self.inner.notifier.clone(),
@@ -130,7 +132,7 @@ impl Runner {
             let provider = Arc::clone(&inner.provider);
             let asked = async {
                 match content::resolve(&inner, session, request).await {
-                    Ok(request) => ask::ask(provider, request, spec, previews).await,
+                    Ok(request) => ask::ask(provider, request, spec, tools, previews).await,
                     Err(error) => Answer::unsent(session, &error),
                 }
             };

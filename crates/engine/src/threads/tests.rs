@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     machine::{Coordination, Verdict},
+    mcp::Toolset,
     prompt::Spec,
     transcript::Transcript,
 };
@@ -261,7 +262,7 @@ fn environment() -> EnvironmentConfig {
 }
 
 fn shown(spec: &Spec) -> (Vec<String>, Vec<String>) {
-    let request = spec.request(&Transcript::default(), None);
+    let request = spec.request(&Transcript::default(), None, &Toolset::default());
     let read = |list: &[Box<RawValue>], key: &str| -> Vec<String> {
         list.iter()
             .map(|value| {
@@ -308,9 +309,19 @@ fn each_thread_is_asked_as_what_it_is() {
     assert!(tools.is_empty());
     assert_eq!(system[1], "Lead well.");
     let input = || Ok(to_raw_value(&json!({"agent_name": "Tester", "message": "m"})).unwrap());
-    let judged = copy.judge("id".to_owned(), "create_agent".to_owned(), input());
+    let judged = copy.judge(
+        &Toolset::default(),
+        "id".to_owned(),
+        "create_agent".to_owned(),
+        input(),
+    );
     assert!(matches!(judged.verdict, Verdict::Refused { reason } if reason == TOO_DEEP));
-    let judged = primary.judge("id".to_owned(), "create_agent".to_owned(), input());
+    let judged = primary.judge(
+        &Toolset::default(),
+        "id".to_owned(),
+        "create_agent".to_owned(),
+        input(),
+    );
     assert!(matches!(
         judged.verdict,
         Verdict::Hidden(Coordination::Spawn { .. })
