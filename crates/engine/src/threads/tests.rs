@@ -2,7 +2,7 @@ use selfsame_model::Models;
 use selfsame_types::{
     AgentId, ThreadId, Timestamp,
     agent::{Agent, AgentSnapshot, CreateAgent},
-    environment::EnvironmentConfig,
+    environment::{CreateEnvironment, EnvironmentConfig},
     multiagent::{ADVISOR, Members, Reference},
     thread::ThreadDefinition,
 };
@@ -254,11 +254,8 @@ fn spec(agent: &AgentSnapshot) -> Spec {
 }
 
 fn environment() -> EnvironmentConfig {
-    serde_json::from_value(
-        json!({"type": "cloud", "networking": {"type": "unrestricted"},
-        "packages": {"type": "packages"}}),
-    )
-    .unwrap()
+    let create: CreateEnvironment = serde_json::from_value(json!({"name": "e"})).unwrap();
+    create.resolve().unwrap().config
 }
 
 fn shown(spec: &Spec) -> (Vec<String>, Vec<String>) {
