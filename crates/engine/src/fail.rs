@@ -23,6 +23,10 @@ pub const POINTS: &[&str] = &[
     "before_input_commit",
     "after_input_commit",
     "before_idle_commit",
+    "before_grading",
+    "mid_grading",
+    "before_verdict_commit",
+    "after_verdict_commit",
     "before_sandbox_create",
     "after_sandbox_create",
 ];

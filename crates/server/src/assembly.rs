@@ -9,7 +9,7 @@ use selfsame_engine::{
     Engine, EngineConfig, FetchLimits, ImagesConfig, Parts, SandboxConfig, SearchConfig, Web,
     WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
-    vaults::Vaults,
+    vaults::VaultsConfig,
 };
 use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
@@ -51,7 +51,7 @@ pub async fn engine(
             backend,
             door,
             web: web(config)?,
-            vaults: Vaults::default(),
+            vaults: vaults(config)?,
         },
         engine_config,
     ))
@@ -260,6 +260,15 @@ pub fn web(config: &Config) -> anyhow::Result<Web> {
         ..OperatorOptions::default()
     };
     Web::new(settings, &policy(&config.net)?, &operator).context("the web tools")
+}
+
+/// How credentials are handled.
+///
+/// # Errors
+/// When a client cannot be built.
+pub fn vaults(config: &Config) -> anyhow::Result<VaultsConfig> {
+    let cache = Duration::from_secs(config.vaults.cache_seconds);
+    VaultsConfig::new(&policy(&config.net)?, cache).context("vaults")
 }
 
 fn extra_ca(net: &Net) -> anyhow::Result<Vec<Vec<u8>>> {

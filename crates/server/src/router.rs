@@ -77,6 +77,7 @@ fn api() -> OpenApiRouter<Arc<App>> {
             vaults::credentials::delete
         ))
         .routes(routes!(vaults::credentials::archive))
+        .routes(routes!(vaults::credentials::validate))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }

@@ -21,7 +21,6 @@ use http_body_util::BodyExt as _;
 use selfsame_engine::{
     Engine, Parts,
     door::{Authority, Door},
-    vaults::Vaults,
 };
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
@@ -113,7 +112,7 @@ impl TestApp {
                 backend: Arc::new(NoSandboxes),
                 door,
                 web: assembly::web(&config).unwrap(),
-                vaults: Vaults::default(),
+                vaults: assembly::vaults(&config).unwrap(),
             },
             settings,
         );

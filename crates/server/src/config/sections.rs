@@ -26,6 +26,7 @@ pub struct Config {
     pub net: Net,
     pub repositories: Repositories,
     pub web: Web,
+    pub vaults: Vaults,
     pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
@@ -303,6 +304,12 @@ impl TryFrom<String> for Search {
             }
         })))
     }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vaults {
+    pub cache_seconds: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

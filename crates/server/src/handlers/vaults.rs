@@ -173,6 +173,7 @@ pub(crate) async fn delete(
     {
         return Err(not_found(id));
     }
+    app.engine.vaults_changed();
     Ok(Json(DeletedVault {
         id,
         r#type: VaultDeletedType,
@@ -193,11 +194,13 @@ pub(crate) async fn archive(
     NoQuery: NoQuery,
 ) -> Result<Json<Vault>> {
     let actor = principal.actor(&request);
-    app.store
+    let archived = app
+        .store
         .vault_archive(principal.workspace, id, &actor)
         .await?
-        .map(Json)
-        .ok_or_else(|| not_found(id))
+        .ok_or_else(|| not_found(id))?;
+    app.engine.vaults_changed();
+    Ok(Json(archived))
 }
 
 #[cfg(test)]

@@ -456,10 +456,17 @@ impl Checker {
         text(&event["error"], "message")?;
         let kind = text(&event["error"], "type")?;
         let retry = text(&event["error"]["retry_status"], "type")?;
-        if ["repository_", "mcp_", "credential_"]
-            .iter()
-            .any(|harmless| kind.starts_with(harmless))
-        {
+        if kind.starts_with("repository_") || kind.starts_with("credential_") {
+            if kind.starts_with("credential_") {
+                text(&event["error"], "credential_id")?;
+                text(&event["error"], "vault_id")?;
+            }
+            hold!(retry == "retrying", "a session goes on without it");
+            return Ok(());
+        }
+        if kind.starts_with("mcp_") {
+            text(&event["error"], "mcp_server_name")?;
+            hold!(retry == "exhausted", "it is given up for the turn");
             return Ok(());
         }
         self.must = match retry {

@@ -7,7 +7,8 @@ use selfsame_store::CREDENTIAL_KEY;
 use selfsame_types::{
     ApiError, CredentialId, Page, Position, VaultId, WorkspaceId,
     vault::{
-        CreateCredential, Credential, CredentialDeletedType, DeletedCredential, UpdateCredential,
+        CreateCredential, Credential, CredentialDeletedType, CredentialValidation,
+        DeletedCredential, UpdateCredential,
     },
 };
 
@@ -58,7 +59,8 @@ pub(crate) async fn create(
     Json(body): Json<CreateCredential>,
 ) -> Result<Json<Credential>> {
     let actor = principal.actor(&request);
-    app.store
+    let created = app
+        .store
         .credential_create(principal.workspace, vault, &actor, |vault, active, now| {
             // What is wrong with the request is said before what is wrong with the vault.
             let new = body.resolve(now)?;
@@ -67,8 +69,9 @@ pub(crate) async fn create(
         })
         .await
         .map_err(key_taken)?
-        .map(Json)
-        .ok_or_else(|| super::not_found(vault))
+        .ok_or_else(|| super::not_found(vault))?;
+    app.engine.vaults_changed();
+    Ok(Json(created))
 }
 
 /// Lists a vault's credentials, newest first.
@@ -142,7 +145,10 @@ pub(crate) async fn update(
         })
         .await?;
     match updated {
-        Some(credential) => Ok(Json(credential)),
+        Some(credential) => {
+            app.engine.vaults_changed();
+            Ok(Json(credential))
+        }
         None => Err(missing(&app, workspace, vault, id).await),
     }
 }
@@ -168,6 +174,7 @@ pub(crate) async fn delete(
     {
         return Err(missing(&app, workspace, vault, id).await);
     }
+    app.engine.vaults_changed();
     Ok(Json(DeletedCredential {
         id,
         r#type: CredentialDeletedType,
@@ -193,7 +200,28 @@ pub(crate) async fn archive(
         .credential_archive(workspace, vault, id, &actor)
         .await?
     {
-        Some(credential) => Ok(Json(credential)),
+        Some(credential) => {
+            app.engine.vaults_changed();
+            Ok(Json(credential))
+        }
+        None => Err(missing(&app, workspace, vault, id).await),
+    }
+}
+
+/// Tries an `mcp_oauth` credential at its MCP server, and refreshes its access token if that is refused.
+#[utoipa::path(post, path = "/v1/vaults/{vault_id}/credentials/{credential_id}/mcp_oauth_validate",
+    operation_id = "validate_credential", tag = "vaults",
+    params(("vault_id" = String, Path), ("credential_id" = String, Path)),
+    responses((status = 200, description = "What came of it", body = CredentialValidation)))]
+pub(crate) async fn validate(
+    State(app): State<Arc<App>>,
+    Auth(principal): Auth,
+    Path((vault, id)): Path<(VaultId, CredentialId)>,
+    NoQuery: NoQuery,
+) -> Result<Json<CredentialValidation>> {
+    let workspace = principal.workspace;
+    match app.engine.vaults().validate(workspace, vault, id).await? {
+        Some(validation) => Ok(Json(validation)),
         None => Err(missing(&app, workspace, vault, id).await),
     }
 }
