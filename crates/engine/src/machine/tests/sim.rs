@@ -18,9 +18,9 @@ use super::{super::fold::Placed, order};
 use crate::{
     change::{change, works},
     machine::{
-        BlockContent, CallResult, Coordination, ErrorType, Failure, Input, InputKind, Machine,
-        McpTool, ModelUsage, NewCall, Next, Payload, Permission, Private, Response, ResponseBlock,
-        RetryStatus, Sequel, Step, StopReason, Verdict, Written,
+        About, BlockContent, CallResult, Coordination, ErrorType, Failure, Input, InputKind,
+        Machine, McpTool, ModelUsage, NewCall, Next, Payload, Permission, Private, Response,
+        ResponseBlock, RetryStatus, Sequel, Step, StopReason, Trouble, Verdict, Written,
     },
     outcomes::{self, Judgement},
     transcript::Transcript,
@@ -837,6 +837,17 @@ fn parse(stored: &Stored) -> Payload {
             searches: private.searches,
             mcp: true,
         },
+        EventType::SessionError if body["error"]["credential_id"].is_string() => {
+            let id = |key: &str| body["error"][key].as_str().unwrap();
+            Payload::Trouble(Trouble {
+                error_type: serde_json::from_value(body["error"]["type"].clone()).unwrap(),
+                message: body["error"]["message"].as_str().unwrap().to_owned(),
+                about: About::Credential {
+                    credential: id("credential_id").parse().unwrap(),
+                    vault: id("vault_id").parse().unwrap(),
+                },
+            })
+        }
         EventType::SessionError => Payload::Error {
             error_type: serde_json::from_value(body["error"]["type"].clone()).unwrap(),
             message: body["error"]["message"].as_str().unwrap().to_owned(),

@@ -595,6 +595,20 @@ fn an_advisor_answers_one_question() {
 }
 
 #[test]
+fn advice_beside_a_call_that_waits_for_the_client() {
+    let mut story = Story::begun();
+    let advisor = thread(1);
+    let calls = story.respond(vec![custom("lookup"), consult(advisor)]);
+    assert_eq!(story.sim.machine.primary().status, Status::Running);
+    story.respond_of(advisor, vec![say("do this")]);
+    let stop = story.last("session.status_idle")["stop_reason"].clone();
+    assert_eq!(stop["event_ids"], json!(calls[..1]));
+    story.send(&[answer(calls[0])]);
+    story.respond(vec![say("so I do")]);
+    story.ended();
+}
+
+#[test]
 fn a_question_that_nobody_answers_fails_no_turn() {
     for failed in [true, false] {
         let mut story = Story::begun();
