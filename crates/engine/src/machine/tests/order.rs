@@ -262,7 +262,7 @@ impl Checker {
                 "was never shown as queued"
             );
         }
-        t.interrupted = t.works() || !t.calls.is_empty();
+        t.interrupted |= t.works() || !t.calls.is_empty();
         t.stopping = false;
         if all {
             for other in &mut self.threads {
@@ -540,7 +540,7 @@ impl Checker {
                 if alone && !interrupts {
                     self.must = vec!["session.usage"];
                 }
-                self.stop = Some(event["stop_reason"].clone());
+                self.stop = primary.then(|| event["stop_reason"].clone());
                 self.rested = true;
             }
             "session.thread_status_terminated" => {
