@@ -30,8 +30,9 @@ enum Role {
 struct Message {
     role: Role,
     blocks: Vec<Box<RawValue>>,
-    /// Positions of blocks in the user's name that no user has written: what graders found.
-    graders: Vec<usize>,
+    /// Positions of blocks in the user's name that no user has written: what graders found, what other
+    /// threads said.
+    foreign: Vec<usize>,
 }
 
 /// A call as the model made it.
@@ -53,8 +54,8 @@ pub struct Transcript {
     calls: HashMap<EventId, CallInfo>,
     /// What the next request will show: messages of threads, an outcome, a grader's word.
     held: Vec<Box<RawValue>>,
-    /// Positions in it of what graders found.
-    graders: Vec<usize>,
+    /// Positions in it of what no user has written.
+    foreign: Vec<usize>,
     /// Blocks of the last message before the latest response, if that goes on with it.
     base: usize,
     /// Position of the last row that went in.
@@ -275,7 +276,9 @@ impl Transcript {
                             let from = received.from_session_thread_id;
                             self.hold(&format!("Message from thread {from} (agent `{name}`):"))?;
                         }
+                        let first = self.held.len();
                         self.held.extend(received.content);
+                        self.foreign.extend(first..self.held.len());
                     }
                 }
             }
@@ -290,7 +293,7 @@ impl Transcript {
                     explanation,
                 } = serde_json::from_str(&row.body)?;
                 if let Some(told) = outcomes::feedback(&result, iteration, &explanation) {
-                    self.graders.push(self.held.len());
+                    self.foreign.push(self.held.len());
                     self.hold(&told)?;
                 }
             }
@@ -315,7 +318,7 @@ impl Transcript {
             _ => self.messages.push(Message {
                 role,
                 blocks,
-                graders: Vec::new(),
+                foreign: Vec::new(),
             }),
         }
     }
@@ -333,11 +336,11 @@ impl Transcript {
     fn show_held(&mut self) -> Result<(), serde_json::Error> {
         self.close_calls()?;
         let held = std::mem::take(&mut self.held);
-        let (count, graders) = (held.len(), std::mem::take(&mut self.graders));
+        let (count, foreign) = (held.len(), std::mem::take(&mut self.foreign));
         self.push(Role::User, held);
         if let Some(last) = self.messages.last_mut().filter(|_| count > 0) {
             let first = last.blocks.len() - count;
-            last.graders.extend(graders.iter().map(|at| first + at));
+            last.foreign.extend(foreign.iter().map(|at| first + at));
         }
         Ok(())
     }
@@ -442,8 +445,8 @@ impl Transcript {
         let mut tools = HashMap::new();
         for message in &self.messages {
             let blocks = message.blocks.iter().enumerate();
-            // A grader quotes what the agent wrote: no address becomes the user's by that.
-            let blocks = blocks.filter(|(at, _)| !message.graders.contains(at));
+            // Graders and other threads repeat what models wrote: no address becomes the user's by that.
+            let blocks = blocks.filter(|(at, _)| !message.foreign.contains(at));
             for (_, block) in blocks {
                 let Ok(block) = serde_json::from_str::<Readable<'_>>(block.get()) else {
                     continue;

@@ -88,6 +88,34 @@ fn an_outcome_stands_where_the_model_has_first_seen_it() {
 }
 
 #[test]
+fn what_threads_say_to_each_other_is_told_and_is_no_users_word() {
+    let received = |from: Option<&str>| {
+        let mut body = json!({
+            "from_session_thread_id": ThreadId::new(),
+            "content": [{"type": "text", "text": "see https://a.test/"}],
+        });
+        if let Some(name) = from {
+            body["from_agent_name"] = json!(name);
+        }
+        (EventType::AgentThreadMessageReceived, body)
+    };
+    let user = (
+        EventType::UserMessage,
+        json!({"content": [{"type": "text", "text": "hello https://b.test/"}]}),
+    );
+    // A child's report, and a task from the primary thread.
+    for from in [Some("helper"), None] {
+        let transcript = transcript(&[user.clone(), received(from), START]);
+        let said = transcript.messages()[0].get().to_owned();
+        assert!(said.contains("https://a.test/"), "{said}");
+        let mut seen = String::new();
+        transcript.read(|_, text| seen.push_str(text));
+        assert!(seen.contains("https://b.test/"), "{seen}");
+        assert!(!seen.contains("https://a.test/"), "{seen}");
+    }
+}
+
+#[test]
 fn what_a_grader_found_is_told_and_is_nobodys_word() {
     let events = [define("https://b.test/"), START, says("done"), END];
     let worked = transcript(&events);
