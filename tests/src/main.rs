@@ -1,5 +1,6 @@
 //! Black-box tests of the `selfsame` binary: real processes, a database each, a scripted model.
 
+mod canary;
 mod client;
 mod containers;
 mod content;
