@@ -12,6 +12,7 @@ mod outcomes;
 mod programs;
 mod repositories;
 mod sandboxes;
+mod secrets;
 mod servers;
 mod site;
 mod skills;
