@@ -20,6 +20,7 @@ mod hub;
 mod images;
 mod loops;
 pub mod machine;
+mod mcp;
 mod notifier;
 mod outcomes;
 mod prompt;
@@ -29,6 +30,7 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+mod spill;
 #[cfg(test)]
 mod testing;
 mod transcript;
@@ -48,6 +50,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
+pub use mcp::{Mcp, McpConfig};
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
@@ -92,6 +95,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
+    pub mcp: Mcp,
     pub vaults: VaultsConfig,
 }
 
@@ -113,6 +117,7 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub mcp: Mcp,
     pub vaults: Vaults,
     pub content: content::Cache,
     runners: Runners,
@@ -132,6 +137,7 @@ impl Engine {
             backend,
             door,
             web,
+            mcp,
             vaults,
         } = parts;
         let server = ServerId::new();
@@ -173,6 +179,7 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                mcp,
                 vaults,
                 content: content::Cache::default(),
                 runners: Runners::default(),

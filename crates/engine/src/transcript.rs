@@ -38,6 +38,8 @@ pub struct CallInfo {
     pub model_id: String,
     pub name: String,
     pub input: Box<RawValue>,
+    /// The MCP server that it goes to.
+    pub mcp_server: Option<String>,
 }
 
 /// A thread's messages so far.
@@ -65,6 +67,8 @@ struct Content {
 struct Use {
     name: String,
     input: Box<RawValue>,
+    #[serde(default)]
+    mcp_server_name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -222,7 +226,11 @@ impl Transcript {
             EventType::AgentToolUse
             | EventType::AgentMcpToolUse
             | EventType::AgentCustomToolUse => {
-                let Use { name, input } = serde_json::from_str(&row.body)?;
+                let Use {
+                    name,
+                    input,
+                    mcp_server_name: mcp_server,
+                } = serde_json::from_str(&row.body)?;
                 let model_id = private.model_id.unwrap_or_else(|| row.id.to_string());
                 let block = to_raw_value(&ToolUse {
                     r#type: "tool_use",
@@ -238,6 +246,7 @@ impl Transcript {
                         model_id,
                         name,
                         input,
+                        mcp_server,
                     },
                 );
             }
@@ -351,6 +360,7 @@ impl Transcript {
                     model_id,
                     name,
                     input,
+                    mcp_server: None,
                 },
             );
             results.extend(result.map(|result| (id, result)));
