@@ -10,7 +10,6 @@ import anthropic
 import pytest
 
 from support.oauth import OAuth
-from support.registry import covers
 from support.tail import open_sdk
 from test_mcp import Talk, of, results, text
 
@@ -33,7 +32,6 @@ def add(client: anthropic.Anthropic, vault: str, auth: dict[str, Any]) -> str:
     return client.beta.vaults.credentials.create(vault, auth=auth).id
 
 
-@covers("beta.vaults.credentials.mcp_oauth_validate")
 def test_a_credential_is_tried_where_it_is_used(client: anthropic.Anthropic, oauth: OAuth, vault: str) -> None:
     grant = oauth.grant(expires_in=3600)
     credential = add(client, vault, grant.auth())
