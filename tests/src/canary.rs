@@ -9,14 +9,19 @@ mod search;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use axum::{Router, extract::Request};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Method;
 use selfsame_mock::oauth::{ClientAuth, Endpoint, Instead, Standing, Terms};
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{
+    process::Command,
+    time::{Instant, sleep},
+};
 
 use self::search::{Needle, Places};
 use crate::{
@@ -27,6 +32,7 @@ use crate::{
 };
 
 const HOST: &str = "api.example.test";
+const PATIENCE: Duration = Duration::from_secs(200);
 
 /// A server that is talked to, with all that it answers.
 struct Talk {
@@ -130,7 +136,7 @@ async fn no_secret_of_a_vault_is_anywhere() -> Result<()> {
     };
 
     let (first, second) = in_vaults(&world, &talk).await?;
-    let mut places = Places::default();
+    let mut places = Places::new()?;
     let planted = in_a_session(&world, &talk, [&first, &second], &deployment, &mut places).await?;
     let value = shown.lock().expect("nobody panics here").clone();
     ensure!(
@@ -148,28 +154,28 @@ async fn no_secret_of_a_vault_is_anywhere() -> Result<()> {
         metrics.contains("selfsame_vault_refreshes_total"),
         "{metrics}"
     );
-    places.add("metrics", metrics);
+    places.add("metrics", metrics)?;
     places.add(
         "answers",
         talk.said.lock().expect("nobody panics here").clone(),
-    );
-    places.add("log", server.whole_log());
-    places.add("database", dump(&world).await?);
+    )?;
+    places.add("log", server.whole_log())?;
+    places.add("database", dump(&world).await?)?;
     places.add_files(&world.path("data"))?;
     places.add(
         "server's arguments",
         std::fs::read(format!("/proc/{}/cmdline", server.pid()?))?,
-    );
+    )?;
 
     let secrets = talk.secrets().clone();
     ensure!(secrets.len() > 20, "{secrets:?}");
     for secret in secrets {
-        let found = places.find(&Needle::new(&secret));
+        let found = places.find(&Needle::new(&secret))?;
         ensure!(found.is_empty(), "{secret} is in {found:?}");
     }
     // The search finds what is there to be found.
     for (secret, wanted) in planted {
-        let found = places.find(&Needle::new(&secret));
+        let found = places.find(&Needle::new(&secret))?;
         for place in wanted {
             ensure!(
                 found.contains(&place),
@@ -177,12 +183,12 @@ async fn no_secret_of_a_vault_is_anywhere() -> Result<()> {
             );
         }
     }
-    let server_id = first["vault"].as_str().context("a vault")?;
-    let found = places.find(&Needle::new(server_id));
+    let known = first["credential"].as_str().context("an id")?;
+    let found = places.find(&Needle::new(known))?;
     for place in ["answers", "log", "database"] {
         ensure!(
             found.contains(&place),
-            "{server_id} should be in {place}, and is in {found:?}"
+            "{known} should be in {place}, and is in {found:?}"
         );
     }
     Ok(())
@@ -202,7 +208,6 @@ async fn in_vaults(world: &World, talk: &Talk) -> Result<(Value, Value)> {
         json!({"type": "static_bearer", "mcp_server_url": "no url", "token": talk.secret("bad-url")}),
         json!({"type": "static_bearer", "mcp_server_url": url, "token": [talk.secret("list")]}),
         json!({"type": "static_bearer", "mcp_server_url": url, "tokens": talk.secret("unknown-field")}),
-        json!({"type": talk.secret("type"), "mcp_server_url": url}),
         json!({"type": "mcp_oauth", "mcp_server_url": url, "access_token": talk.secret("past"), "expires_at": "2001-01-01T00:00:00Z"}),
         json!({"type": "environment_variable", "secret_name": "1X", "secret_value": talk.secret("bad-name"),
                "networking": {"type": "unrestricted"}}),
@@ -267,7 +272,7 @@ async fn in_vaults(world: &World, talk: &Talk) -> Result<(Value, Value)> {
         });
         let credential = talk.post(&path, json!({"auth": auth})).await?;
         grants.push(
-            json!({"vault": vault, "credential": id(&credential)?, "grant": grant.name,
+            json!({"vault": vault, "credential": id(&credential)?, "grant": grant.name, "secret": client_secret,
             "url": format!("{base}{}", grant.mcp_server)}),
         );
     }
@@ -331,7 +336,11 @@ async fn in_a_session(
         {"when": {"last_user_contains": "go"}, "answer": "done"},
     ]))?;
     talk.client.say(&session, "go").await?;
-    talk.client.wait_status(&session, "idle").await?;
+    let deadline = Instant::now() + PATIENCE;
+    while talk.client.status_of(&session).await? != "idle" {
+        ensure!(Instant::now() < deadline, "never idle");
+        sleep(Duration::from_millis(20)).await;
+    }
     let events = talk.client.list(&session).await?;
     let text = serde_json::to_string(&events)?;
     ensure!(
@@ -343,36 +352,44 @@ async fn in_a_session(
         "{events:#?}"
     );
     ensure!(!text.contains("session.error"), "{events:#?}");
-    places.add("events", text);
+    places.add("events", text)?;
     places.add(
         "models",
         serde_json::to_string(&world.model.requests(None))?,
-    );
+    )?;
 
     let containers = deployment.containers().await?;
     ensure!(!containers.is_empty(), "the session has no container");
     for container in containers {
-        places.add("container", docker(&["inspect", &container]).await?);
-        let files = Command::new("docker")
-            .args(["export", &container])
-            .output()
-            .await?;
-        ensure!(
-            files.status.success() && files.stdout.len() > 1 << 20,
-            "docker export"
-        );
-        places.add("files", files.stdout);
+        places.add("container", docker(&["inspect", &container]).await?)?;
+        // What is not of the image: each path that no other one is below of.
+        let changes = docker(&["diff", &container]).await?;
+        let paths: Vec<&str> = changes.lines().filter_map(|line| line.get(2..)).collect();
+        for path in &paths {
+            if paths
+                .iter()
+                .any(|other| other.starts_with(&format!("{path}/")))
+            {
+                continue;
+            }
+            let file = format!("{container}:{path}");
+            let copied = Command::new("docker")
+                .args(["cp", &file, "-"])
+                .output()
+                .await?;
+            places.add("files", copied.stdout)?;
+        }
         let processes = docker(&["top", &container, "-eo", "pid"]).await?;
         for pid in processes
             .lines()
             .filter_map(|line| line.trim().parse::<u32>().ok())
         {
-            places.add("memory", memory(pid));
+            places.add("memory", memory(pid))?;
             for name in ["environ", "cmdline"] {
                 places.add(
                     "processes",
                     std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default(),
-                );
+                )?;
             }
         }
     }
@@ -432,13 +449,20 @@ async fn validated_and_gone(world: &World, talk: &Talk, grant: &Value) -> Result
     let validate = format!("{credential}/mcp_oauth_validate");
     let name = grant["grant"].as_str().context("a grant")?;
     let oauth = world.model.oauth();
+    let secret = grant["secret"].as_str().context("a secret")?;
     let echo = |status| -> Result<Instead> {
-        let standing = standing(world, grant)?;
-        let asked = serde_json::to_string(&(&standing.token_requests, &standing.mcp_requests))?;
-        Ok(said(
-            status,
-            format!("{} {asked}", standing.issued.join(" ")),
-        ))
+        let Standing {
+            access_token,
+            refresh_token,
+            ..
+        } = standing(world, grant)?;
+        let pair = STANDARD.encode(format!("client:{secret}"));
+        let encoded = STANDARD.encode(format!("Bearer {access_token}"));
+        let form = refresh_token.replace('/', "%2F");
+        let body = format!(
+            "{access_token} {refresh_token} {secret} {pair} {encoded} refresh_token={form}"
+        );
+        Ok(said(status, body))
     };
     let status = async |wanted: &str| -> Result<()> {
         let found = talk.post(&validate, json!({})).await?;
