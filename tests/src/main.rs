@@ -11,6 +11,7 @@ mod lifecycle;
 mod outcomes;
 mod programs;
 mod repositories;
+mod rotation;
 mod sandboxes;
 mod secrets;
 mod servers;

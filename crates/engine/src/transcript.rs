@@ -30,6 +30,8 @@ enum Role {
 struct Message {
     role: Role,
     blocks: Vec<Box<RawValue>>,
+    /// Positions of blocks in the user's name that no user has written: what graders found.
+    graders: Vec<usize>,
 }
 
 /// A call as the model made it.
@@ -51,6 +53,8 @@ pub struct Transcript {
     calls: HashMap<EventId, CallInfo>,
     /// What the next request will show: messages of threads, an outcome, a grader's word.
     held: Vec<Box<RawValue>>,
+    /// Positions in it of what graders found.
+    graders: Vec<usize>,
     /// Blocks of the last message before the latest response, if that goes on with it.
     base: usize,
     /// Position of the last row that went in.
@@ -286,6 +290,7 @@ impl Transcript {
                     explanation,
                 } = serde_json::from_str(&row.body)?;
                 if let Some(told) = outcomes::feedback(&result, iteration, &explanation) {
+                    self.graders.push(self.held.len());
                     self.hold(&told)?;
                 }
             }
@@ -307,7 +312,11 @@ impl Transcript {
         }
         match self.messages.last_mut() {
             Some(last) if last.role == role => last.blocks.extend(blocks),
-            _ => self.messages.push(Message { role, blocks }),
+            _ => self.messages.push(Message {
+                role,
+                blocks,
+                graders: Vec::new(),
+            }),
         }
     }
 
@@ -324,7 +333,12 @@ impl Transcript {
     fn show_held(&mut self) -> Result<(), serde_json::Error> {
         self.close_calls()?;
         let held = std::mem::take(&mut self.held);
+        let (count, graders) = (held.len(), std::mem::take(&mut self.graders));
         self.push(Role::User, held);
+        if let Some(last) = self.messages.last_mut().filter(|_| count > 0) {
+            let first = last.blocks.len() - count;
+            last.graders.extend(graders.iter().map(|at| first + at));
+        }
         Ok(())
     }
 
@@ -427,7 +441,10 @@ impl Transcript {
     pub fn read(&self, mut show: impl FnMut(&Origin<'_>, &str)) {
         let mut tools = HashMap::new();
         for message in &self.messages {
-            for block in &message.blocks {
+            let blocks = message.blocks.iter().enumerate();
+            // A grader quotes what the agent wrote: no address becomes the user's by that.
+            let blocks = blocks.filter(|(at, _)| !message.graders.contains(at));
+            for (_, block) in blocks {
                 let Ok(block) = serde_json::from_str::<Readable<'_>>(block.get()) else {
                     continue;
                 };
@@ -532,3 +549,6 @@ pub fn with_cache_breakpoint(block: &RawValue) -> Box<RawValue> {
     ))
     .expect("an object with one more key is JSON")
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod threads;
 mod vaults;
 
 pub use agents::AgentFilter;
@@ -45,13 +46,14 @@ pub use resources::{
     AddError, Equipment, NewResource, NewResourceKind, OutputRecord, ResourceKind, ResourceRecord,
 };
 pub use sandboxes::SandboxRecord;
-pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
+pub use seal::{KeyUse, KeyWrap, LocalKey, SealError, Sealed, Sealer, ServerKeys};
 pub use session_create::{Created, FirstState, NewSession, SESSION_SKILL_BLOB_KEY, SessionParts};
-pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
+pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord};
 pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
 };
+pub use threads::ThreadRecord;
 pub use vaults::{
     CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
 };

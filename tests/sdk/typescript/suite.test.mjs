@@ -177,6 +177,51 @@ covers(['beta.sessions.events.send', 'beta.sessions.events.list', 'beta.sessions
   assert.deepEqual(messages.map((event) => event.content), [[{ type: 'text', text: 'hello' }]]);
 });
 
+covers(
+  ['create', 'retrieve', 'update', 'list', 'delete', 'archive'].flatMap((name) => [`beta.vaults.${name}`, `beta.vaults.credentials.${name}`]).concat('beta.vaults.credentials.mcpOAuthValidate'),
+  'vaults and their credentials',
+  async () => {
+    const { vaults } = client.beta;
+    const { credentials } = vaults;
+    const vault = await vaults.create({ display_name: 'Alice', metadata: { user: 'u1' } });
+    assert.deepEqual(await vaults.retrieve(vault.id), vault);
+    assert.deepEqual((await vaults.list({ limit: 1 })).data, [vault]);
+    const renamed = await vaults.update(vault.id, { display_name: 'Bob', metadata: { user: null, a: '1' } });
+    assert.deepEqual([renamed.display_name, renamed.metadata], ['Bob', { a: '1' }]);
+
+    const secret = `s3cret-${randomUUID()}`;
+    const mcp_server_url = 'http://127.0.0.1:1/mcp';
+    for (const [auth, rotation] of [
+      [{ type: 'mcp_oauth', mcp_server_url, access_token: secret }, { type: 'mcp_oauth', access_token: `${secret}2` }],
+      [{ type: 'static_bearer', mcp_server_url: 'https://a.example/mcp', token: secret }, { type: 'static_bearer', token: `${secret}2` }],
+      [
+        { type: 'environment_variable', secret_name: 'KEY', secret_value: secret, networking: { type: 'unrestricted' } },
+        { type: 'environment_variable', injection_location: { body: false } },
+      ],
+    ]) {
+      const credential = await credentials.create(vault.id, { auth });
+      assert.deepEqual([credential.type, credential.vault_id, credential.display_name], ['vault_credential', vault.id, null]);
+      const where = { vault_id: vault.id };
+      assert.deepEqual(await credentials.retrieve(credential.id, where), credential);
+      assert.deepEqual((await all(credentials.list(vault.id, { limit: 1 })))[0], credential);
+      await assert.rejects(credentials.create(vault.id, { auth }), Anthropic.ConflictError);
+      const updated = await credentials.update(credential.id, { ...where, auth: rotation, display_name: 'd' });
+      if (auth.type === 'mcp_oauth') {
+        const found = await credentials.mcpOAuthValidate(credential.id, where);
+        assert.deepEqual([found.type, found.status, found.mcp_probe.method], ['vault_credential_validation', 'unknown', 'initialize']);
+      }
+      const archived = await credentials.archive(credential.id, where);
+      assert(archived.archived_at);
+      assert(!JSON.stringify([credential, updated, archived]).includes(secret));
+      assert.deepEqual(await credentials.delete(credential.id, where), { id: credential.id, type: 'vault_credential_deleted' });
+      await assert.rejects(credentials.retrieve(credential.id, where), Anthropic.NotFoundError);
+    }
+    assert((await vaults.archive(vault.id)).archived_at);
+    assert.deepEqual(await vaults.delete(vault.id), { id: vault.id, type: 'vault_deleted' });
+    await assert.rejects(vaults.retrieve(vault.id), Anthropic.NotFoundError);
+  },
+);
+
 test('an outcome that is revised once', async () => {
   const mock = new Mock();
   const met = { criterion: 'Is short', finding: 'It is.', met: true };
@@ -260,6 +305,43 @@ covers(
     await assert.rejects(threads.archive(thread.id, scope), Anthropic.BadRequestError);
   },
 );
+
+test('child threads: listed, read, streamed and archived', async () => {
+  const mock = new Mock();
+  const gate = mock.gate();
+  const create = (message) => ({ tool: { name: 'create_agent', input: { agent_name: 'worker', message } } });
+  await mock.rules(
+    { when: { system_contains: 'You work.' }, answer: [{ gate }, { text: 'Done.' }] },
+    { when: { system_contains: 'You lead.', turn: 0 }, answer: [create('A'), create('B')] },
+    { when: { system_contains: 'You lead.' }, answer: 'ok' },
+  );
+  const worker = await makeAgent(mock, { name: 'worker', system: 'You work.' });
+  const session = await makeSession(mock, { system: 'You lead.', multiagent: { type: 'coordinator', agents: [worker.id] } });
+  assert.deepEqual([session.agent.multiagent.type, session.agent.multiagent.agents[0].name], ['coordinator', 'worker']);
+  const stream = await tail(session);
+  await say(session, 'go');
+  await mock.blocked(gate);
+  await stream.wait((event) => event.type === 'session.thread_status_running' && event.agent_name === 'worker', 2);
+  const { threads } = sessions;
+  const scope = { session_id: session.id };
+  const children = (await all(threads.list(session.id, { statuses: ['running'] }))).filter((thread) => thread.parent_thread_id);
+  assert.equal(children.length, 2);
+  const own = new Tail(await threads.events.stream(children[0].id, { ...scope, event_deltas: ['agent.message'] }));
+  await assert.rejects(threads.archive(children[0].id, scope), Anthropic.BadRequestError);
+  await mock.release(gate);
+  await own.type('session.thread_status_idle');
+  await own.close();
+  assert(own.records.some((event) => event.type === 'agent.message'));
+  await stream.wait((event) => event.type === 'agent.thread_message_received', 2);
+  await stream.idle('end_turn');
+  assert(!stream.records.some((event) => event.type === 'agent.message' && event.content[0].text === 'Done.'));
+  await stream.close();
+  const listed = await all(threads.events.list(children[0].id, scope));
+  assert.equal(listed.filter((event) => event.type === 'agent.thread_message_sent').length, 1);
+  const archived = await threads.archive(children[0].id, scope);
+  assert.deepEqual([archived.status, typeof archived.archived_at], ['terminated', 'string']);
+  assert.equal((await threads.retrieve(children[0].id, scope)).archived_at, archived.archived_at);
+});
 
 test('a session with tools in its sandbox', async () => {
   const mock = new Mock();

@@ -12,7 +12,7 @@ assert(url && key && mockUrl, 'run `npm test`, or set SELFSAME_URL, SELFSAME_KEY
 
 export const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 60_000 });
 
-const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills'];
+const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills', 'beta.vaults'];
 // Methods of work to come. Remove a line when its feature arrives; never add one.
 const NOT_YET = new Set([
   ...['ack', 'heartbeat', 'list', 'poll', 'poller', 'retrieve', 'stats', 'stop', 'update', 'worker'].map((name) => `beta.environments.work.${name}`),

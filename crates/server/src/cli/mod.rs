@@ -7,6 +7,7 @@ mod keys;
 mod mock;
 mod serve;
 mod skills;
+mod vault;
 mod workspaces;
 
 use std::path::PathBuf;
@@ -56,6 +57,9 @@ enum Command {
     /// Manages the skills that every workspace sees, such as `xlsx`
     #[command(subcommand)]
     Skills(skills::Command),
+    /// Manages the master key, which seals the secrets of vaults and all others
+    #[command(subcommand)]
+    Vault(vault::Command),
     /// Runs a scripted model, to try agents and clients without a key
     Mock {
         /// Address and port
@@ -105,6 +109,9 @@ pub fn main() -> anyhow::Result<()> {
             Context::quiet(&sources, &environment)?,
             command,
         )),
+        Command::Vault(command) => {
+            run(vault::run(Context::quiet(&sources, &environment)?, command))
+        }
         Command::Workspaces(command) => run(workspaces::run(
             Context::quiet(&sources, &environment)?,
             command,

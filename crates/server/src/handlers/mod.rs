@@ -12,3 +12,4 @@ pub mod skills;
 pub mod streams;
 pub mod threads;
 pub mod vaults;
+mod views;
