@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod webhooks;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -52,6 +53,13 @@ pub use skills::{
     SkillMount, SkillRefusal,
 };
 
+pub use webhooks::{
+    ClaimLimits, ClaimedDelivery, DeliveryFilter, DeliveryResult, ENDPOINT_LIMIT, EndpointPage,
+    EndpointStart, NewSecret, Outcome, WebhookBacklog, WebhookOwner, WebhookRefusal, WebhookTarget,
+};
+
+use std::sync::Arc;
+
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 /// The schema, compiled in. One static, so that tests are quick to rebuild.
@@ -64,6 +72,7 @@ pub struct Store {
     sealer: Option<Sealer>,
     blobs: Blobs,
     file_limits: FileLimits,
+    webhooks: Arc<webhooks::Shared>,
 }
 
 impl Store {
@@ -92,6 +101,7 @@ impl Store {
             sealer: None,
             blobs: Blobs::none(),
             file_limits: FileLimits::default(),
+            webhooks: Arc::default(),
         }
     }
 

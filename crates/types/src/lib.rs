@@ -23,6 +23,7 @@ pub mod skill;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod webhook;
 mod wire;
 
 pub use error::{ApiError, ErrorKind};
@@ -52,6 +53,9 @@ mod tests {
         crate::skill::SkillVersionView,
         crate::skill::SkillView,
         crate::thread::Thread,
+        crate::webhook::CreateWebhookEndpoint,
+        crate::webhook::WebhookDelivery,
+        crate::webhook::WebhookEndpoint,
     )))]
     struct Document;
 
