@@ -12,6 +12,7 @@ mod repositories;
 mod sandboxes;
 mod servers;
 mod site;
+mod skills;
 mod standins;
 mod stream;
 mod web;

@@ -29,6 +29,7 @@ mod sandboxes;
 mod sessions;
 pub mod skills;
 mod transcript;
+pub mod vaults;
 mod web;
 mod workbench;
 
@@ -56,6 +57,7 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
+    vaults::Vaults,
     workbench::Workbench,
 };
 
@@ -79,6 +81,17 @@ pub struct EngineConfig {
     pub images: ImagesConfig,
 }
 
+/// What an engine is made of, besides the database.
+#[derive(Debug)]
+pub struct Parts {
+    pub provider: Arc<dyn Provider>,
+    pub models: Models,
+    pub backend: Arc<dyn Backend>,
+    pub door: Door,
+    pub web: Web,
+    pub vaults: Vaults,
+}
+
 /// Everything that drives sessions on this server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -97,6 +110,7 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub vaults: Vaults,
     pub content: content::Cache,
     runners: Runners,
     /// Wakes the claim loop.
@@ -108,15 +122,15 @@ pub(crate) struct Inner {
 impl Engine {
     /// Puts the parts together. Nothing runs before [`Engine::start`].
     #[must_use]
-    pub fn new(
-        store: Store,
-        provider: Arc<dyn Provider>,
-        models: Models,
-        backend: Arc<dyn Backend>,
-        door: Door,
-        web: Web,
-        config: EngineConfig,
-    ) -> Self {
+    pub fn new(store: Store, parts: Parts, config: EngineConfig) -> Self {
+        let Parts {
+            provider,
+            models,
+            backend,
+            door,
+            web,
+            vaults,
+        } = parts;
         let server = ServerId::new();
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let images = Images::new(
@@ -154,6 +168,7 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                vaults,
                 content: content::Cache::default(),
                 runners: Runners::default(),
                 claims: Notify::new(),
@@ -182,6 +197,11 @@ impl Engine {
     #[must_use]
     pub fn models(&self) -> &Models {
         &self.inner.models
+    }
+
+    #[must_use]
+    pub fn vaults(&self) -> &Vaults {
+        &self.inner.vaults
     }
 
     /// Says hello to the other servers and starts the background loops.

@@ -60,7 +60,7 @@ struct Use {
 
 #[derive(Deserialize)]
 struct ToolAnswer {
-    #[serde(alias = "custom_tool_use_id")]
+    #[serde(alias = "custom_tool_use_id", alias = "mcp_tool_use_id")]
     tool_use_id: EventId,
     #[serde(default)]
     content: Option<Vec<Box<RawValue>>>,
@@ -195,13 +195,15 @@ impl Transcript {
                 let Content { content } = serde_json::from_str(&row.body)?;
                 self.push(Role::Assistant, content);
             }
-            EventType::AgentToolUse | EventType::AgentCustomToolUse => {
+            EventType::AgentToolUse
+            | EventType::AgentMcpToolUse
+            | EventType::AgentCustomToolUse => {
                 let Use { name, input } = serde_json::from_str(&row.body)?;
                 let model_id = private.model_id.unwrap_or_else(|| row.id.to_string());
                 let block = to_raw_value(&ToolUse {
                     r#type: "tool_use",
                     id: &model_id,
-                    name: &name,
+                    name: private.offered.as_ref().unwrap_or(&name),
                     input: &input,
                 })?;
                 self.push(Role::Assistant, vec![block]);
@@ -215,7 +217,9 @@ impl Transcript {
                     },
                 );
             }
-            EventType::AgentToolResult | EventType::UserCustomToolResult => {
+            EventType::AgentToolResult
+            | EventType::AgentMcpToolResult
+            | EventType::UserCustomToolResult => {
                 let answer: ToolAnswer = serde_json::from_str(&row.body)?;
                 let content = answer.content.unwrap_or_default();
                 self.answer(answer.tool_use_id, &content, answer.is_error == Some(true))?;

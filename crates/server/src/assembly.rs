@@ -6,8 +6,10 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use selfsame_engine::{
-    Engine, EngineConfig, FetchLimits, ImagesConfig, SandboxConfig, SearchConfig, Web, WebConfig,
+    Engine, EngineConfig, FetchLimits, ImagesConfig, Parts, SandboxConfig, SearchConfig, Web,
+    WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
+    vaults::Vaults,
 };
 use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
@@ -43,11 +45,14 @@ pub async fn engine(
     engine_config.trust = trust(&config.net)?;
     Ok(Engine::new(
         store,
-        provider,
-        models(&config.model),
-        backend,
-        door,
-        web(config)?,
+        Parts {
+            provider,
+            models: models(&config.model),
+            backend,
+            door,
+            web: web(config)?,
+            vaults: Vaults::default(),
+        },
         engine_config,
     ))
 }

@@ -19,8 +19,9 @@ use axum::{
 };
 use http_body_util::BodyExt as _;
 use selfsame_engine::{
-    Engine,
+    Engine, Parts,
     door::{Authority, Door},
+    vaults::Vaults,
 };
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
@@ -103,11 +104,14 @@ impl TestApp {
         let door = Door::new(assembly::door_config(&config).unwrap(), authority).unwrap();
         let engine = Engine::new(
             store.clone(),
-            Arc::new(NoModel),
-            models,
-            Arc::new(NoSandboxes),
-            door,
-            assembly::web(&config).unwrap(),
+            Parts {
+                provider: Arc::new(NoModel),
+                models,
+                backend: Arc::new(NoSandboxes),
+                door,
+                web: assembly::web(&config).unwrap(),
+                vaults: Vaults::default(),
+            },
             settings,
         );
         let deployment = new_deployment();

@@ -136,6 +136,7 @@ ids! {
     /// The same id as the older generation of the skills API writes it.
     LegacySkillVersionId = "skillver";
     VaultId = "vlt";
+    CredentialId = "vcrd";
     MemoryStoreId = "memstore";
     WebhookEndpointId = "whep";
     /// What happened, once: the same for every endpoint that hears of it, and on every attempt.

@@ -70,10 +70,16 @@ impl Machine {
                 answered(thread, *call);
             }
             Payload::ToolUse {
-                permission, serial, ..
+                permission,
+                serial,
+                mcp,
+                ..
             } => thread.calls.push(Call {
                 id: event.id,
-                kind: CallKind::Builtin,
+                kind: match mcp {
+                    Some(_) => CallKind::Mcp,
+                    None => CallKind::Builtin,
+                },
                 serial: *serial,
                 state: match permission {
                     Permission::Allow => CallState::Ready,

@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 pub use inputs::{Input, InputKind};
 pub use next::Next;
 pub use payload::{
-    ErrorType, ModelUsage, Payload, Permission, Private, RetryStatus, StopReason, Trouble,
+    About, ErrorType, McpTool, ModelUsage, Payload, Permission, Private, RetryStatus, StopReason,
+    Trouble,
 };
 pub use step::{INTERRUPTED, Step};
 pub use work::{

@@ -85,14 +85,36 @@ pub enum ErrorType {
     RepositoryNotFoundError,
     RepositoryCheckoutError,
     RepositoryCloneError,
+    McpConnectionFailedError,
+    McpAuthenticationFailedError,
 }
 
-/// Something that a session goes on without: a repository that could not be cloned.
+/// Something that a session goes on without: a repository that could not be cloned, an MCP server that
+/// does not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     pub error_type: ErrorType,
     pub message: String,
-    pub repository_url: Option<String>,
+    pub about: About,
+}
+
+/// What a [`Trouble`] is with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// Something of the sandbox, named in the message alone.
+    Sandbox,
+    /// The repository at this address.
+    Repository(String),
+    /// The MCP server of this name. It is given up for the turn.
+    McpServer(String),
+}
+
+/// A tool of an MCP server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct McpTool {
+    pub server: String,
+    /// The name under which the model knows it.
+    pub offered: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +175,8 @@ pub enum Payload {
         evaluation: Option<&'static str>,
         model_id: String,
         serial: bool,
+        /// The call goes to an MCP server; `name` is the tool's name there.
+        mcp: Option<McpTool>,
     },
     CustomToolUse {
         name: String,
@@ -164,6 +188,8 @@ pub enum Payload {
         content: Box<RawValue>,
         is_error: bool,
         searches: u32,
+        /// It answers a call to an MCP server.
+        mcp: bool,
     },
 
     Error {
@@ -212,6 +238,9 @@ pub struct Private {
     /// The model's id of a call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_id: Option<String>,
+    /// The name under which the model knows the tool, when events show another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<String>,
     /// A block that only the model sees again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<Box<RawValue>>,
@@ -262,9 +291,11 @@ impl Payload {
             Self::CustomResult { .. } => EventType::UserCustomToolResult,
             Self::AgentMessage { .. } => EventType::AgentMessage,
             Self::AgentThinking { .. } => EventType::AgentThinking,
-            Self::ToolUse { .. } => EventType::AgentToolUse,
+            Self::ToolUse { mcp: None, .. } => EventType::AgentToolUse,
+            Self::ToolUse { mcp: Some(_), .. } => EventType::AgentMcpToolUse,
             Self::CustomToolUse { .. } => EventType::AgentCustomToolUse,
-            Self::ToolResult { .. } => EventType::AgentToolResult,
+            Self::ToolResult { mcp: false, .. } => EventType::AgentToolResult,
+            Self::ToolResult { mcp: true, .. } => EventType::AgentMcpToolResult,
             Self::Error { .. } | Self::Trouble(_) => EventType::SessionError,
             Self::SessionRunning => EventType::SessionStatusRunning,
             Self::SessionIdle { .. } => EventType::SessionStatusIdle,
@@ -300,10 +331,13 @@ impl Payload {
                 input,
                 permission,
                 evaluation,
+                mcp,
                 ..
             } => {
                 #[derive(Serialize)]
                 struct Fields<'a> {
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    mcp_server_name: Option<&'a str>,
                     name: &'a str,
                     input: &'a RawValue,
                     evaluated_permission: Permission,
@@ -311,6 +345,7 @@ impl Payload {
                     evaluation: Option<serde_json::Value>,
                 }
                 fields(&Fields {
+                    mcp_server_name: mcp.as_ref().map(|mcp| mcp.server.as_str()),
                     name,
                     input,
                     evaluated_permission: *permission,
@@ -329,16 +364,21 @@ impl Payload {
                 call,
                 content,
                 is_error,
+                mcp,
                 ..
             } => {
                 #[derive(Serialize)]
                 struct Fields<'a> {
-                    tool_use_id: EventId,
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    tool_use_id: Option<EventId>,
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    mcp_tool_use_id: Option<EventId>,
                     content: &'a RawValue,
                     is_error: bool,
                 }
                 fields(&Fields {
-                    tool_use_id: *call,
+                    tool_use_id: (!mcp).then_some(*call),
+                    mcp_tool_use_id: mcp.then_some(*call),
                     content,
                     is_error: *is_error,
                 })
@@ -351,12 +391,18 @@ impl Payload {
                 "error": {"type": error_type, "message": message, "retry_status": {"type": retry}},
             })),
             Self::Trouble(trouble) => {
+                let retry = match trouble.about {
+                    About::Sandbox | About::Repository(_) => RetryStatus::Retrying,
+                    About::McpServer(_) => RetryStatus::Exhausted,
+                };
                 let mut error = json!({
                     "type": trouble.error_type, "message": trouble.message,
-                    "retry_status": {"type": RetryStatus::Retrying},
+                    "retry_status": {"type": retry},
                 });
-                if let Some(url) = &trouble.repository_url {
-                    error["repository_url"] = json!(url);
+                match &trouble.about {
+                    About::Sandbox => {}
+                    About::Repository(url) => error["repository_url"] = json!(url),
+                    About::McpServer(name) => error["mcp_server_name"] = json!(name),
                 }
                 fields(&json!({"error": error}))
             }
@@ -406,9 +452,13 @@ impl Payload {
             }
             .text(),
             Self::ToolUse {
-                model_id, serial, ..
+                model_id,
+                serial,
+                mcp,
+                ..
             } => Private {
                 model_id: Some(model_id.clone()),
+                offered: mcp.as_ref().map(|mcp| mcp.offered.clone()),
                 serial: *serial,
                 ..Private::default()
             }

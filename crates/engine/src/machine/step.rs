@@ -8,7 +8,8 @@ use selfsame_types::{
 use crate::change::session_view;
 
 use super::{
-    CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, fold::Placed,
+    CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason,
+    fold::Placed,
 };
 
 /// What the model is told of a call that an interrupt cut off.
@@ -199,13 +200,14 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// A textual result of a built-in call.
+    /// A textual result of a call that the server or a sandbox or an MCP server was to run.
     pub(super) fn result(&mut self, thread: ThreadId, call: EventId, text: &str, is_error: bool) {
         let content = serde_json::value::to_raw_value(&[TextBlock {
             r#type: "text",
             text,
         }])
         .expect("text blocks serialize");
+        let mcp = self.is_mcp(thread, call);
         self.emit(
             thread,
             &Payload::ToolResult {
@@ -213,8 +215,17 @@ impl<'a> Step<'a> {
                 content,
                 is_error,
                 searches: 0,
+                mcp,
             },
         );
+    }
+
+    /// Whether a pending call goes to an MCP server, whose results are events of their own kind.
+    pub(super) fn is_mcp(&self, thread: ThreadId, call: EventId) -> bool {
+        let calls = self.thread(thread).into_iter().flat_map(|t| &t.calls);
+        calls
+            .filter(|pending| pending.id == call)
+            .any(|pending| pending.kind == CallKind::Mcp)
     }
 
     /// Idles a running thread that has nothing left to do by itself.

@@ -4,8 +4,8 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason, Trouble,
-    payload::Permission,
+    ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason,
+    Trouble, payload::Permission,
 };
 
 /// A model's complete answer.
@@ -57,6 +57,13 @@ pub enum Verdict {
         permission: Permission,
         policy: &'static str,
         serial: bool,
+    },
+    Mcp {
+        server: String,
+        /// The tool's name at its server.
+        tool: String,
+        permission: Permission,
+        policy: &'static str,
     },
     Custom,
     /// Not offered, or its input is no JSON: answered with this text, never run.
@@ -292,6 +299,7 @@ impl Step<'_> {
             is_error,
             searches,
         } = result;
+        let mcp = self.is_mcp(thread, call);
         self.emit(
             thread,
             &Payload::ToolResult {
@@ -299,6 +307,7 @@ impl Step<'_> {
                 content,
                 is_error,
                 searches,
+                mcp,
             },
         );
     }
@@ -408,6 +417,24 @@ fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>
             evaluation: Some(policy),
             model_id,
             serial,
+            mcp: None,
+        },
+        Verdict::Mcp {
+            server,
+            tool,
+            permission,
+            policy,
+        } => Payload::ToolUse {
+            name: tool,
+            input,
+            permission,
+            evaluation: Some(policy),
+            model_id,
+            serial: false,
+            mcp: Some(McpTool {
+                server,
+                offered: name,
+            }),
         },
         Verdict::Refused { reason } => {
             refused.push((id, reason));
@@ -418,6 +445,7 @@ fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>
                 evaluation: None,
                 model_id,
                 serial: false,
+                mcp: None,
             }
         }
     }

@@ -7,7 +7,7 @@ use selfsame_types::BlobId;
 use tokio_util::io::StreamReader;
 
 use super::{Fit, FitError, Workbench};
-use crate::machine::{ErrorType, Trouble};
+use crate::machine::{About, ErrorType, Trouble};
 
 /// Anyone inside may read it.
 const READ_ONLY: u32 = 0o444;
@@ -95,6 +95,6 @@ fn trouble(path: &str, reason: &str) -> Trouble {
     Trouble {
         error_type: ErrorType::UnknownError,
         message: format!("The file {path} could not be mounted: {reason}"),
-        repository_url: None,
+        about: About::Sandbox,
     }
 }

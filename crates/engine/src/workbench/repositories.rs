@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Fit, FitError, Outfit, Workbench, briefing::Findings};
 use crate::{
     door::GIT_PROXY,
-    machine::{ErrorType, Trouble},
+    machine::{About, ErrorType, Trouble},
     resources,
 };
 
@@ -278,7 +278,7 @@ fn trouble(error_type: ErrorType, repository: &GithubRepositoryResource, reason:
             "The repository {} could not be mounted: {reason}",
             repository.url
         ),
-        repository_url: Some(repository.url.clone()),
+        about: About::Repository(repository.url.clone()),
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Fit, FitError, Outfit, Workbench};
 use crate::{
-    machine::{ErrorType, Trouble},
+    machine::{About, ErrorType, Trouble},
     skills::{self, Announced, archive},
 };
 
@@ -45,7 +45,7 @@ impl Workbench {
             fit.troubles.push(Trouble {
                 error_type: ErrorType::UnknownError,
                 message: format!("The skill {} could not be mounted: {reason}", skill.name),
-                repository_url: None,
+                about: About::Sandbox,
             });
         }
         Ok(())

@@ -34,6 +34,7 @@ enum CallState {
 struct Call {
     id: String,
     custom: bool,
+    mcp: bool,
     state: CallState,
 }
 
@@ -174,10 +175,12 @@ impl Checker {
             "user.tool_confirmation" => self.confirmation(event),
             "user.custom_tool_result" => self.custom_result(event),
             "session.updated" => Ok(()),
-            "agent.message" | "agent.thinking" | "agent.tool_use" | "agent.custom_tool_use" => {
-                self.agent(name, id, event)
-            }
-            "agent.tool_result" => self.result(event),
+            "agent.message"
+            | "agent.thinking"
+            | "agent.tool_use"
+            | "agent.mcp_tool_use"
+            | "agent.custom_tool_use" => self.agent(name, id, event),
+            "agent.tool_result" | "agent.mcp_tool_result" => self.result(name, event),
             "span.model_request_start" => self.span_start(id),
             "span.model_request_end" => self.span_end(event),
             "session.error" => self.error(event),
@@ -217,7 +220,11 @@ impl Checker {
                 hold!(!was_queued, "nothing was running");
                 if !self.calls.is_empty() {
                     self.interrupted = true;
-                    self.must = vec!["agent.tool_result", "session.thread_status_idle"];
+                    self.must = vec![
+                        "agent.tool_result",
+                        "agent.mcp_tool_result",
+                        "session.thread_status_idle",
+                    ];
                 }
             }
             _ => {
@@ -273,12 +280,18 @@ impl Checker {
             "agent.message",
             "agent.thinking",
             "agent.tool_use",
+            "agent.mcp_tool_use",
             "agent.custom_tool_use",
             "span.model_request_end",
         ];
         if !name.ends_with("tool_use") {
             return Ok(());
         }
+        let mcp = name == "agent.mcp_tool_use";
+        hold!(
+            event["mcp_server_name"].is_string() == mcp,
+            "MCP calls and no others name a server"
+        );
         hold!(event["input"].is_object(), "`input` is no object");
         let custom = name == "agent.custom_tool_use";
         let state = match (custom, event["evaluated_permission"].as_str()) {
@@ -293,17 +306,28 @@ impl Checker {
             }
             other => return Err(format!("permission {other:?}")),
         };
-        self.calls.push(Call { id, custom, state });
+        self.calls.push(Call {
+            id,
+            custom,
+            mcp,
+            state,
+        });
         Ok(())
     }
 
-    fn result(&mut self, event: &Value) -> Result<(), String> {
+    fn result(&mut self, name: &str, event: &Value) -> Result<(), String> {
         hold!(self.span.is_none(), "a result inside a request");
-        let id = text(event, "tool_use_id")?;
+        let mcp = name == "agent.mcp_tool_result";
+        let key = if mcp {
+            "mcp_tool_use_id"
+        } else {
+            "tool_use_id"
+        };
+        let id = text(event, key)?;
         let index = self
             .calls
             .iter()
-            .position(|call| call.id == id && !call.custom)
+            .position(|call| call.id == id && !call.custom && call.mcp == mcp)
             .ok_or("no such call is pending")?;
         let call = self.calls.remove(index);
         let is_error = event["is_error"] == true;
@@ -317,7 +341,11 @@ impl Checker {
             Status::Running => {}
             Status::Idle => {
                 hold!(self.interrupted && dropped, "a result while idle");
-                self.must = vec!["agent.tool_result", "session.thread_status_idle"];
+                self.must = vec![
+                    "agent.tool_result",
+                    "agent.mcp_tool_result",
+                    "session.thread_status_idle",
+                ];
             }
             status => return Err(format!("a result while {status:?}")),
         }
@@ -385,6 +413,14 @@ impl Checker {
             hold!(
                 event["error"]["retry_status"]["type"] == "retrying",
                 "a session goes on without a repository"
+            );
+            return Ok(());
+        }
+        if text(&event["error"], "type")?.starts_with("mcp_") {
+            text(&event["error"], "mcp_server_name")?;
+            hold!(
+                event["error"]["retry_status"]["type"] == "exhausted",
+                "a server is given up for the turn"
             );
             return Ok(());
         }

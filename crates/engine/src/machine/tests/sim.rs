@@ -14,9 +14,9 @@ use super::{super::fold::Placed, order};
 use crate::{
     change::change,
     machine::{
-        BlockContent, CallResult, ErrorType, Failure, Input, InputKind, Machine, ModelUsage,
-        NewCall, Next, Payload, Permission, Private, Response, ResponseBlock, RetryStatus, Sequel,
-        Status, Step, StopReason, Verdict,
+        BlockContent, CallResult, ErrorType, Failure, Input, InputKind, Machine, McpTool,
+        ModelUsage, NewCall, Next, Payload, Permission, Private, Response, ResponseBlock,
+        RetryStatus, Sequel, Status, Step, StopReason, Verdict,
     },
 };
 
@@ -350,6 +350,22 @@ pub(super) fn tool(name: &str, permission: Permission) -> BlockContent {
     )
 }
 
+pub(super) fn mcp(name: &str, permission: Permission) -> BlockContent {
+    let policy = match permission {
+        Permission::Ask => "always_ask",
+        _ => "always_allow",
+    };
+    call(
+        &format!("mcp__there__{name}"),
+        Verdict::Mcp {
+            server: "there".to_owned(),
+            tool: name.to_owned(),
+            permission,
+            policy,
+        },
+    )
+}
+
 pub(super) fn custom(name: &str) -> BlockContent {
     call(name, Verdict::Custom)
 }
@@ -433,7 +449,7 @@ fn parse(stored: &Stored) -> Payload {
         EventType::AgentThinking => Payload::AgentThinking {
             block: private.block.unwrap(),
         },
-        EventType::AgentToolUse => Payload::ToolUse {
+        EventType::AgentToolUse | EventType::AgentMcpToolUse => Payload::ToolUse {
             name: exact.name.unwrap(),
             input: exact.input.unwrap(),
             permission: serde_json::from_value(body["evaluated_permission"].clone()).unwrap(),
@@ -446,6 +462,10 @@ fn parse(stored: &Stored) -> Payload {
                 }),
             model_id: private.model_id.unwrap(),
             serial: private.serial,
+            mcp: private.offered.map(|offered| McpTool {
+                server: body["mcp_server_name"].as_str().unwrap().to_owned(),
+                offered,
+            }),
         },
         EventType::AgentCustomToolUse => Payload::CustomToolUse {
             name: exact.name.unwrap(),
@@ -457,6 +477,14 @@ fn parse(stored: &Stored) -> Payload {
             content: exact.content.unwrap(),
             is_error: body["is_error"].as_bool().unwrap(),
             searches: private.searches,
+            mcp: false,
+        },
+        EventType::AgentMcpToolResult => Payload::ToolResult {
+            call: id("mcp_tool_use_id"),
+            content: exact.content.unwrap(),
+            is_error: body["is_error"].as_bool().unwrap(),
+            searches: private.searches,
+            mcp: true,
         },
         EventType::SessionError => Payload::Error {
             error_type: serde_json::from_value(body["error"]["type"].clone()).unwrap(),

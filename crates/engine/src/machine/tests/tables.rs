@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::sim::*;
 use crate::machine::{
-    BlockContent, CallState, Input, Next, Permission, QueuedKind, Sequel, Status, StopReason,
+    About, BlockContent, CallState, ErrorType, Input, Next, Permission, QueuedKind, Sequel, Status,
+    StopReason, Trouble,
 };
 
 const RUNNING: [&str; 2] = ["session.status_running", "session.thread_status_running"];
@@ -267,6 +268,75 @@ fn what_the_server_refuses_is_answered_at_once() {
     assert!(call.get("evaluation").is_none());
     assert_eq!(story.last("agent.tool_result")["is_error"], true);
     assert!(story.sim.is_asked());
+}
+
+#[test]
+fn a_call_to_an_mcp_server() {
+    let mut story = Story::begun();
+    let calls = story.respond(vec![
+        allow("bash"),
+        mcp("look", Permission::Allow),
+        mcp("buy", Permission::Ask),
+    ]);
+    story.expect(&[
+        START,
+        "agent.tool_use",
+        "agent.mcp_tool_use",
+        "agent.mcp_tool_use",
+        END,
+    ]);
+    let shown = story.last("agent.mcp_tool_use");
+    assert_eq!(shown["mcp_server_name"], "there");
+    assert_eq!(shown["name"], "buy", "as its server calls it");
+    assert_eq!(shown["evaluated_permission"], "ask");
+    assert_eq!(shown["evaluation"], json!({"type": "always_ask"}));
+    assert_eq!(story.runnable(), calls[..1], "never past a bash");
+    story.sim.finish_call(calls[0], "");
+    assert_eq!(story.runnable(), calls[1..2]);
+    story.sim.finish_call(calls[1], "seen");
+    story.expect(&[
+        "agent.tool_result",
+        "agent.mcp_tool_result",
+        IDLE[0],
+        IDLE[1],
+        IDLE[2],
+    ]);
+    let result = story.last("agent.mcp_tool_result");
+    assert_eq!(result["mcp_tool_use_id"], json!(calls[1]));
+    assert!(result.get("tool_use_id").is_none());
+    story.waits_for(&calls[2..]);
+    story.send(&[confirm(calls[2], Some(Some("too dear")))]);
+    story.expect(&[
+        "user.tool_confirmation",
+        RUNNING[0],
+        RUNNING[1],
+        "agent.mcp_tool_result",
+    ]);
+    let denied = &story.last("agent.mcp_tool_result")["content"][0]["text"];
+    assert!(denied.as_str().unwrap().contains("too dear"));
+    assert!(story.sim.is_asked());
+}
+
+#[test]
+fn an_mcp_server_that_is_given_up_ends_no_turn() {
+    let mut story = Story::begun();
+    let thread = story.sim.thread();
+    let troubles = [Trouble {
+        error_type: ErrorType::McpConnectionFailedError,
+        message: "It does not answer.".to_owned(),
+        about: About::McpServer("there".to_owned()),
+    }];
+    story.sim.run(|step| step.trouble(thread, &troubles));
+    story.expect(&["session.error"]);
+    assert_eq!(
+        story.last("session.error")["error"],
+        json!({
+            "type": "mcp_connection_failed_error", "message": "It does not answer.",
+            "retry_status": {"type": "exhausted"}, "mcp_server_name": "there",
+        })
+    );
+    story.respond(vec![say("then without it")]);
+    story.ended();
 }
 
 // Waiting for the client -------------------------------------------------------------------------
