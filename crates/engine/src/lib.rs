@@ -31,6 +31,7 @@ pub mod skills;
 mod transcript;
 pub mod vaults;
 mod web;
+pub mod webhooks;
 mod workbench;
 
 use std::{sync::Arc, time::Duration};
@@ -57,6 +58,7 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
+    webhooks::{Deliverer, Webhooks},
     vaults::Vaults,
     workbench::Workbench,
 };
@@ -89,6 +91,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
+    pub webhooks: Webhooks,
     pub vaults: Vaults,
 }
 
@@ -110,6 +113,8 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub webhooks: Webhooks,
+    deliverer: Deliverer,
     pub vaults: Vaults,
     pub content: content::Cache,
     runners: Runners,
@@ -129,6 +134,7 @@ impl Engine {
             backend,
             door,
             web,
+            webhooks,
             vaults,
         } = parts;
         let server = ServerId::new();
@@ -168,6 +174,15 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                deliverer: Deliverer::new(
+                    webhooks.clone(),
+                    store.clone(),
+                    server,
+                    (config.lease_ttl, config.drain),
+                    tasks.clone(),
+                    shutdown.clone(),
+                ),
+                webhooks,
                 vaults,
                 content: content::Cache::default(),
                 runners: Runners::default(),
@@ -191,6 +206,12 @@ impl Engine {
     #[must_use]
     pub fn installs_packages(&self) -> bool {
         self.inner.sandboxes.makes_images()
+    }
+
+    /// How webhooks are delivered.
+    #[must_use]
+    pub fn webhooks(&self) -> &Webhooks {
+        &self.inner.webhooks
     }
 
     /// Models that sessions may use.
