@@ -58,8 +58,8 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
-    webhooks::{Deliverer, Webhooks},
     vaults::Vaults,
+    webhooks::{Deliverer, Webhooks},
     workbench::Workbench,
 };
 

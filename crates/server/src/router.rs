@@ -20,7 +20,7 @@ use crate::{
     extract::json_response,
     handlers::{
         agents, environments, events, files, models, operations, resources, sessions, skills,
-        streams, threads,
+        streams, threads, webhooks,
     },
     middleware, openapi, unread,
 };
@@ -64,6 +64,24 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(skills::versions::create, skills::versions::list))
         .routes(routes!(skills::versions::get, skills::versions::delete))
         .routes(routes!(skills::versions::content))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::regenerate_signing_secret))
+        .routes(routes!(webhooks::test_event))
+        .routes(routes!(webhooks::deliveries::list))
+        .routes(routes!(webhooks::deliveries::get))
+        .routes(routes!(webhooks::deliveries::redeliver))
+        .routes(routes!(webhooks::deliveries::redeliver_since))
+        .routes(routes!(
+            webhooks::organization::create,
+            webhooks::organization::list
+        ))
+        .routes(routes!(
+            webhooks::organization::get,
+            webhooks::organization::update,
+            webhooks::organization::delete
+        ))
+        .routes(routes!(webhooks::organization::regenerate_signing_secret))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -111,14 +129,13 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 10] = [
+const NOT_OFFERED: [(&str, &str); 9] = [
     ("vaults", "vaults"),
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
     ("deployment_runs", "deployments"),
     ("dreams", "dreams"),
     ("tunnels", "tunnels"),
-    ("webhooks", "webhooks"),
     ("user_profiles", "user profiles"),
     ("organizations", "the management of organizations"),
     ("environments/*/work", "self-hosted workers"),
@@ -155,7 +172,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         for (path, what) in [
-            ("/v1/webhooks", Some("webhooks")),
+            (
+                "/v1/organizations/api_keys",
+                Some("the management of organizations"),
+            ),
             ("/v1/vaults/vlt_01/credentials", Some("vaults")),
             (
                 "/v1/environments/env_01/work/poll",

@@ -25,7 +25,7 @@ use selfsame_engine::{
 };
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
-use selfsame_store::{Actor, Blobs, Scope, Store};
+use selfsame_store::{Actor, Blobs, LocalKey, Scope, Sealer, Store};
 use selfsame_types::{KeyId, WorkspaceId};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -96,6 +96,7 @@ impl TestApp {
         change(&mut config);
         let store = Store::from_pool(pool)
             .with_blobs(Blobs::memory())
+            .with_sealer(Sealer::new(Arc::new(LocalKey::new([7; 32].into()))))
             .with_file_limits(assembly::file_limits(&config));
         let models = assembly::models(&config.model);
         let settings = assembly::engine_config(&config);
@@ -110,6 +111,7 @@ impl TestApp {
                 backend: Arc::new(NoSandboxes),
                 door,
                 web: assembly::web(&config).unwrap(),
+                webhooks: assembly::webhooks(&config).unwrap(),
                 vaults: Vaults::default(),
             },
             settings,

@@ -9,9 +9,7 @@ use selfsame_types::{
 };
 use uuid::Uuid;
 
-use crate::{
-    Actor, Audit, Store, StoreError, agents::column, keys::audit, time, webhooks::emit,
-};
+use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time, webhooks::emit};
 
 /// The constraint that keeps names of live environments apart.
 pub const ENVIRONMENT_NAME_KEY: &str = "environments_name_key";

@@ -174,7 +174,12 @@ impl Store {
     ) -> Result<Option<Created>, AddError> {
         let rows = render_rows(&first.events, 0, new.created_at);
         let mut told = vec![WebhookEvent::new(WebhookEventType::SessionCreated, new.id)];
-        told.extend(webhooks::of_session(new.id, new.thread, &first.events, None));
+        told.extend(webhooks::of_session(
+            new.id,
+            new.thread,
+            &first.events,
+            None,
+        ));
         let happened = self.happened(new.workspace, &told).await?;
         let mut shown = Vec::with_capacity(new.resources.len());
         // Most sessions have nothing beside them and are one statement.
@@ -186,7 +191,8 @@ impl Store {
             self.emitted(hooked);
         } else {
             let mut tx = self.pool.begin().await?;
-            let Some(hooked) = insert_session(&mut *tx, &new, &first, &rows, happened).await? else {
+            let Some(hooked) = insert_session(&mut *tx, &new, &first, &rows, happened).await?
+            else {
                 return Ok(None);
             };
             for resource in &new.resources {

@@ -14,8 +14,7 @@ const READ: usize = 16 * 1024;
 const EXCERPT: usize = 500;
 
 pub(super) const REDIRECTS: &str = "auto-disabled: endpoint URL returned a redirect (3xx)";
-pub(super) const NOT_PUBLIC: &str =
-    "auto-disabled: endpoint URL resolved to an invalid address";
+pub(super) const NOT_PUBLIC: &str = "auto-disabled: endpoint URL resolved to an invalid address";
 
 /// What an endpoint did with a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +151,10 @@ mod tests {
     #[test]
     fn an_excerpt_is_short_and_holds_no_control_characters() {
         assert_eq!(excerpt(b"a\0b\x1b[31m\nc"), "a b [31m\nc");
-        assert_eq!(excerpt("ü".repeat(2000).as_bytes()).chars().count(), EXCERPT);
+        assert_eq!(
+            excerpt("ü".repeat(2000).as_bytes()).chars().count(),
+            EXCERPT
+        );
         assert_eq!(excerpt(b"\xff\xfe"), "\u{fffd}\u{fffd}");
     }
 }

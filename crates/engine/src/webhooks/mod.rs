@@ -27,9 +27,7 @@ use std::{
 };
 
 use selfsame_net::{Limits, NetError, guarded_client_with, reqwest};
-use selfsame_store::{
-    ClaimLimits, ClaimedDelivery, DeliveryResult, Outcome, Store, WebhookTarget,
-};
+use selfsame_store::{ClaimLimits, ClaimedDelivery, DeliveryResult, Outcome, Store, WebhookTarget};
 use selfsame_types::{ServerId, WebhookEndpointId, webhook::WebhookAttempt};
 use tokio::{
     sync::{Notify, mpsc},
@@ -237,7 +235,11 @@ impl Inner {
         if total == 0 {
             return true;
         }
-        let busy: Vec<_> = self.lock().iter().map(|(id, count)| (*id, *count)).collect();
+        let busy: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(id, count)| (*id, *count))
+            .collect();
         let limits = ClaimLimits {
             failing,
             total,

@@ -91,7 +91,10 @@ impl Recorder {
             reason = reason.or(sustained.then_some(SUSTAINED));
         }
         if let Some(reason) = reason
-            && self.store.webhook_endpoint_disable(endpoint, reason).await?
+            && self
+                .store
+                .webhook_endpoint_disable(endpoint, reason)
+                .await?
         {
             metrics::counter!("selfsame_webhook_endpoints_disabled_total").increment(1);
             tracing::warn!(%endpoint, reason, "disabled a webhook endpoint");

@@ -117,7 +117,11 @@ mod tests {
             allow_http: true,
             ..networks
         };
-        for url in ["http://10.1.2.3:8080/x", "https://10.1.2.3/", "http://intranet/"] {
+        for url in [
+            "http://10.1.2.3:8080/x",
+            "https://10.1.2.3/",
+            "http://intranet/",
+        ] {
             assert_eq!(check(&both, url), Ok(()), "{url}");
         }
         assert!(check(&both, "http://10.2.0.1/").is_err());

@@ -47,10 +47,17 @@ mod tests {
     #[test]
     fn the_public_test_vector() {
         let secret = SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
-        let (id, at, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
+        let (id, at, body) = (
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            r#"{"test": 2432232314}"#,
+        );
         let signed = |secrets: &[SecretString]| signature(secrets, id, at, body);
         let wanted = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert_eq!(signed(&[secret.clone()]).as_deref(), Some(wanted));
+        assert_eq!(
+            signed(std::slice::from_ref(&secret)).as_deref(),
+            Some(wanted)
+        );
 
         let both = signed(&[new_secret(), secret]).unwrap();
         let (first, second) = both.split_once(' ').unwrap();

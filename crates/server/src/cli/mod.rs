@@ -7,6 +7,7 @@ mod keys;
 mod mock;
 mod serve;
 mod skills;
+mod webhooks;
 mod workspaces;
 
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ enum Command {
     /// Manages the skills that every workspace sees, such as `xlsx`
     #[command(subcommand)]
     Skills(skills::Command),
+    /// Manages webhook endpoints: who is told of what happens in a workspace
+    Webhooks(webhooks::Arguments),
     /// Runs a scripted model, to try agents and clients without a key
     Mock {
         /// Address and port
@@ -104,6 +107,10 @@ pub fn main() -> anyhow::Result<()> {
         Command::Skills(command) => run(skills::run(
             Context::quiet(&sources, &environment)?,
             command,
+        )),
+        Command::Webhooks(arguments) => run(webhooks::run(
+            Context::quiet(&sources, &environment)?,
+            arguments,
         )),
         Command::Workspaces(command) => run(workspaces::run(
             Context::quiet(&sources, &environment)?,

@@ -11,3 +11,4 @@ pub mod sessions;
 pub mod skills;
 pub mod streams;
 pub mod threads;
+pub mod webhooks;

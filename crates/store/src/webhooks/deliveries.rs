@@ -115,8 +115,11 @@ impl TryFrom<Row> for WebhookDelivery {
             status: WebhookDeliveryStatus::parse(&row.status)
                 .ok_or_else(|| corrupt("status", &row.status))?,
             next_attempt_at: row.next_at.map(time),
-            attempts: serde_json::from_value(row.attempts)
-                .map_err(StoreError::corrupt("webhook_deliveries", "attempts", id))?,
+            attempts: serde_json::from_value(row.attempts).map_err(StoreError::corrupt(
+                "webhook_deliveries",
+                "attempts",
+                id,
+            ))?,
             event: serde_json::value::RawValue::from_string(row.body)
                 .map_err(StoreError::corrupt("webhook_events", "body", id))?,
             created_at: time(row.created_at),

@@ -230,15 +230,14 @@ impl Store {
             Position::NEWEST,
         );
         // Exclusive bounds in time, whatever the order of the list.
-        let (from, until) = match (page.order, page.start) {
-            (_, EndpointStart::First) => (earliest, latest),
-            (Order::Asc, EndpointStart::After(at)) | (Order::Desc, EndpointStart::Before(at)) => {
-                (at, latest)
-            }
-            (Order::Asc, EndpointStart::Before(at)) | (Order::Desc, EndpointStart::After(at)) => {
-                (earliest, at)
-            }
-        };
+        let (from, until) =
+            match (page.order, page.start) {
+                (_, EndpointStart::First) => (earliest, latest),
+                (Order::Asc, EndpointStart::After(at))
+                | (Order::Desc, EndpointStart::Before(at)) => (at, latest),
+                (Order::Asc, EndpointStart::Before(at))
+                | (Order::Desc, EndpointStart::After(at)) => (earliest, at),
+            };
         let rows = sqlx::query_as!(
             Row,
             r#"
@@ -274,9 +273,7 @@ impl Store {
         owner: WebhookOwner,
         id: WebhookEndpointId,
         actor: &Actor,
-        change: impl FnOnce(
-            &WebhookEndpoint,
-        ) -> Result<(WebhookEndpointSpec, WebhookEndpointState), E>
+        change: impl FnOnce(&WebhookEndpoint) -> Result<(WebhookEndpointSpec, WebhookEndpointState), E>
         + Send,
     ) -> Result<Option<WorkspaceWebhookEndpoint>, E> {
         let mut tx = self.pool.begin().await.map_err(StoreError::from)?;

@@ -269,15 +269,32 @@ mod tests {
     #[test]
     fn a_sample_has_the_ids_of_its_kind() {
         for (event_type, id) in [
-            (WebhookEventType::SessionCreated, "sesn_011111111111111111111111"),
-            (WebhookEventType::AgentCreated, "agent_011111111111111111111111"),
-            (WebhookEventType::VaultCredentialDeleted, "vcrd_011111111111111111111111"),
+            (
+                WebhookEventType::SessionCreated,
+                "sesn_011111111111111111111111",
+            ),
+            (
+                WebhookEventType::AgentCreated,
+                "agent_011111111111111111111111",
+            ),
+            (
+                WebhookEventType::VaultCredentialDeleted,
+                "vcrd_011111111111111111111111",
+            ),
         ] {
             assert_eq!(WebhookEvent::sample(event_type).id, id);
         }
         let sample = WebhookEvent::sample;
-        assert!(sample(WebhookEventType::SessionThreadIdled).thread.is_some());
-        assert!(sample(WebhookEventType::VaultCredentialCreated).vault.is_some());
+        assert!(
+            sample(WebhookEventType::SessionThreadIdled)
+                .thread
+                .is_some()
+        );
+        assert!(
+            sample(WebhookEventType::VaultCredentialCreated)
+                .vault
+                .is_some()
+        );
         assert!(sample(WebhookEventType::VaultCreated).vault.is_none());
     }
 }

@@ -365,16 +365,31 @@ mod tests {
         let made = made.unwrap();
         assert_eq!(
             made.enabled_events,
-            [WebhookEventType::SessionUpdated, WebhookEventType::AgentCreated]
+            [
+                WebhookEventType::SessionUpdated,
+                WebhookEventType::AgentCreated
+            ]
         );
         assert_eq!((&*made.name, &*made.description), ("", ""));
         for (body, wanted) in [
             (json!({"url": url, "enabled_events": []}), "at least 1"),
-            (json!({"url": url, "enabled_events": ["session.x"]}), "`session.x`"),
-            (json!({"url": url, "enabled_events": ["external_key.failed"]}), "a workspace"),
+            (
+                json!({"url": url, "enabled_events": ["session.x"]}),
+                "`session.x`",
+            ),
+            (
+                json!({"url": url, "enabled_events": ["external_key.failed"]}),
+                "a workspace",
+            ),
             (json!({"url": url}), "missing field `enabled_events`"),
-            (json!({"url": "", "enabled_events": ["session.updated"]}), "url: "),
-            (json!({"url": url, "enabled_events": ["session.updated"], "x": 1}), "unknown field"),
+            (
+                json!({"url": "", "enabled_events": ["session.updated"]}),
+                "url: ",
+            ),
+            (
+                json!({"url": url, "enabled_events": ["session.updated"], "x": 1}),
+                "unknown field",
+            ),
         ] {
             let error = create(body).unwrap_err();
             assert!(error.contains(wanted), "{error}");

@@ -104,9 +104,7 @@ pub(crate) async fn list(
         (Some(id), None) => EndpointStart::After(position(&app, "after_id", id).await?),
         (None, Some(id)) => EndpointStart::Before(position(&app, "before_id", id).await?),
         (Some(_), Some(_)) => {
-            return Err(
-                ApiError::invalid("after_id and before_id cannot be used together").into(),
-            );
+            return Err(ApiError::invalid("after_id and before_id cannot be used together").into());
         }
     };
     let page = EndpointPage {
