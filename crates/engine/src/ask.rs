@@ -139,12 +139,7 @@ pub(crate) async fn ask(
                     }
                     StopReason::PauseTurn => Sequel::Again,
                     StopReason::ModelContextWindowExceeded => {
-                        return failed(
-                            ModelError::permanent(
-                                "The conversation no longer fits the model's context window.",
-                            ),
-                            convert(&usage),
-                        );
+                        return failed(window_exceeded(), convert(&usage));
                     }
                     StopReason::EndTurn
                     | StopReason::MaxTokens
@@ -161,10 +156,56 @@ pub(crate) async fn ask(
             Err(error) => return failed(error, usage),
         }
     }
-    failed(
-        ModelError::connection("The model's response ended before it was complete."),
-        usage,
-    )
+    failed(incomplete(), usage)
+}
+
+/// A response that nobody watches while it comes.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub blocks: Vec<Block>,
+    pub stop_reason: StopReason,
+}
+
+/// Asks, and listens to the end without previews. Whatever comes of it, there is what it took.
+pub(crate) async fn whole(
+    provider: Arc<dyn Provider>,
+    request: Request,
+) -> (Result<Whole, ModelError>, ModelUsage) {
+    let mut usage = ModelUsage::default();
+    let mut stream = match provider.stream(request).await {
+        Ok(stream) => stream,
+        Err(error) => return (Err(error), usage),
+    };
+    let mut blocks = Vec::new();
+    while let Some(delta) = stream.next().await {
+        match delta {
+            Ok(Delta::Started { usage: known }) => usage = convert(&known),
+            Ok(Delta::BlockStarted { .. } | Delta::Text { .. }) => {}
+            Ok(Delta::BlockDone { block, .. }) => blocks.push(block),
+            Ok(Delta::Done {
+                stop_reason, usage, ..
+            }) => {
+                let whole = match stop_reason {
+                    StopReason::ModelContextWindowExceeded => Err(window_exceeded()),
+                    stop_reason => Ok(Whole {
+                        blocks,
+                        stop_reason,
+                    }),
+                };
+                return (whole, convert(&usage));
+            }
+            Err(error) => return (Err(error), usage),
+        }
+    }
+    (Err(incomplete()), usage)
+}
+
+fn window_exceeded() -> ModelError {
+    ModelError::permanent("The conversation no longer fits the model's context window.")
+}
+
+fn incomplete() -> ModelError {
+    ModelError::connection("The model's response ended before it was complete.")
 }
 
 /// A block as an event's content; an empty text is none.

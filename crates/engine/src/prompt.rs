@@ -128,6 +128,27 @@ impl Spec {
         }
     }
 
+    /// A request to the same model that is none of the agent's.
+    #[must_use]
+    pub fn other_request(
+        &self,
+        system: Vec<Box<RawValue>>,
+        tools: Vec<Box<RawValue>>,
+        messages: Vec<Box<RawValue>>,
+    ) -> Request {
+        Request {
+            model: self.model.clone(),
+            max_tokens: self.max_tokens,
+            system,
+            tools,
+            messages,
+            thinking: self.thinking,
+            effort: self.effort.clone(),
+            speed: self.speed.clone(),
+            tool_choice: None,
+        }
+    }
+
     #[must_use]
     pub fn model(&self) -> &str {
         &self.model
@@ -225,7 +246,7 @@ fn text(text: &str) -> Box<RawValue> {
 }
 
 /// A built-in tool as the model sees it.
-fn definition(tool: BuiltinTool) -> Box<RawValue> {
+pub(crate) fn definition(tool: BuiltinTool) -> Box<RawValue> {
     let string = |description: &str| json!({"type": "string", "description": description});
     let (description, properties, required) = match tool {
         BuiltinTool::Bash => (

@@ -12,7 +12,7 @@
 //! session's lock, and when the lease is gone every append is refused and it stops.
 
 mod append;
-mod execute;
+pub(crate) mod execute;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -724,6 +724,7 @@ impl Runner {
         sandbox_lost: bool,
     ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
         let span = EventId::new();
+        let troubles = self.inner.sandboxes.unreachable(self.session);
         // A drain leaves the next request to the next server, and new resources come first.
         let go_on =
             !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some());
@@ -732,6 +733,7 @@ impl Runner {
                 if sandbox_lost {
                     step.sandbox_lost(thread);
                 }
+                step.trouble(thread, &troubles);
                 step.finish_call(thread, call, result.clone());
                 if go_on && step.machine.next().contains(&Next::Ask { thread }) {
                     step.start_request(thread, span);

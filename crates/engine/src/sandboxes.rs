@@ -18,10 +18,11 @@ use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
 use crate::{
-    door::{Access, Door},
+    door::{Access, Door, Wallet},
     fail,
     images::{ImageError, Images, Wanted},
-    machine::Trouble,
+    machine::{About, ErrorType, Trouble},
+    vaults::{Vaults, VaultsError},
     workbench::{FitError, Outfit, Outputs, Workbench},
 };
 
@@ -58,6 +59,8 @@ pub enum AcquireError {
     Store(#[from] StoreError),
     #[error("its files could not be fetched")]
     Files(#[source] BlobError),
+    #[error(transparent)]
+    Vaults(#[from] VaultsError),
     #[error("the session is gone")]
     Gone,
     /// The packages of its environment cannot be had.
@@ -82,7 +85,11 @@ impl AcquireError {
             Self::Sandbox(SandboxError::Refused(_) | SandboxError::Failed(_))
             | Self::Image(ImageError::Failed(_))
             | Self::Gone => false,
-            Self::Image(_) | Self::Sandbox(_) | Self::Store(_) | Self::Files(_) => true,
+            Self::Image(_)
+            | Self::Sandbox(_)
+            | Self::Store(_)
+            | Self::Files(_)
+            | Self::Vaults(_) => true,
         }
     }
 }
@@ -93,6 +100,7 @@ impl From<FitError> for AcquireError {
             FitError::Sandbox(error) => Self::Sandbox(error),
             FitError::Store(error) => Self::Store(error),
             FitError::Blob(error) => Self::Files(error),
+            FitError::Vaults(error) => Self::Vaults(error),
             FitError::Gone => Self::Gone,
         }
     }
@@ -105,6 +113,7 @@ struct Connected {
     sandbox: Sandbox,
     /// What its connections may reach; the door looks at each.
     access: watch::Sender<Option<Arc<Access>>>,
+    wallet: Arc<Wallet>,
     /// What it lacks, not told to the session yet.
     troubles: Vec<Trouble>,
 }
@@ -144,6 +153,7 @@ pub struct Sandboxes {
     images: Arc<Images>,
     workbench: Workbench,
     door: Door,
+    vaults: Vaults,
     starts: Semaphore,
     slots: Mutex<HashMap<SessionId, Place>>,
     /// Warm sandboxes that are connected already.
@@ -161,7 +171,7 @@ impl Sandboxes {
         config: SandboxConfig,
         images: Arc<Images>,
         workbench: Workbench,
-        door: Door,
+        (door, vaults): (Door, Vaults),
     ) -> Self {
         let starts = Semaphore::new(config.start_concurrency.max(1));
         Self {
@@ -172,6 +182,7 @@ impl Sandboxes {
             images,
             workbench,
             door,
+            vaults,
             starts,
             slots: Mutex::default(),
             warm: Mutex::default(),
@@ -225,17 +236,21 @@ impl Sandboxes {
         slot.connected = None;
         let wanted = self.workbench.wanted(session).await?;
         let (id, sandbox) = self.connect(session, epoch, &wanted).await?;
-        let (access, rules) = watch::channel(Some(self.workbench.access(session, &wanted).await?));
+        let wallet = Arc::new(self.door.wallet(session, self.vaults.clone()));
+        let access = self.workbench.access(session, &wanted, &wallet).await?;
+        let (access, rules) = watch::channel(Some(access));
         if let Some(outgoing) = sandbox.outgoing() {
             let door = self.door.clone();
             tokio::spawn(async move { door.serve(outgoing, rules).await });
             crate::door::tell(&sandbox);
         }
-        let fit = self.workbench.fit(session, id, &sandbox, &wanted).await?;
+        let fitting = self.workbench.fit(session, id, &sandbox, &wanted, &wallet);
+        let fit = fitting.await?;
         slot.connected = Some(Connected {
             id,
             sandbox: sandbox.clone(),
             access,
+            wallet,
             troubles: fit.troubles,
         });
         Ok(sandbox)
@@ -247,10 +262,16 @@ impl Sandboxes {
         connected: &mut Connected,
     ) -> Result<(), AcquireError> {
         let wanted = self.workbench.wanted(session).await?;
-        let access = self.workbench.access(session, &wanted).await?;
-        connected.access.send_replace(Some(access));
-        let Connected { id, sandbox, .. } = connected;
-        let fit = self.workbench.fit(session, *id, sandbox, &wanted).await?;
+        let Connected {
+            id,
+            sandbox,
+            access,
+            wallet,
+            ..
+        } = connected;
+        access.send_replace(Some(self.workbench.access(session, &wanted, wallet).await?));
+        let fitting = self.workbench.fit(session, *id, sandbox, &wanted, wallet);
+        let fit = fitting.await?;
         connected.troubles.extend(fit.troubles);
         Ok(())
     }
@@ -299,6 +320,29 @@ impl Sandboxes {
             .as_mut()
             .map(|connected| std::mem::take(&mut connected.troubles))
             .unwrap_or_default()
+    }
+
+    /// Hosts that credentials name and that programs of the session could not reach, each credential once.
+    pub fn unreachable(&self, session: SessionId) -> Vec<Trouble> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let wallet = slots.get(&session).and_then(|place| {
+            // While it is being connected no program has run in it.
+            let slot = place.slot.try_lock().ok()?;
+            Some(Arc::clone(&slot.connected.as_ref()?.wallet))
+        });
+        let found = wallet.map(|wallet| wallet.take_unreachable());
+        let told = found.into_iter().flatten().map(|it| Trouble {
+            error_type: ErrorType::CredentialHostUnreachableError,
+            message: format!(
+                "`{}` is meant for `{}`, which cannot be reached: {}",
+                it.secret_name, it.host, it.reason
+            ),
+            about: About::Credential {
+                credential: it.credential,
+                vault: it.vault,
+            },
+        });
+        told.collect()
     }
 
     /// The paragraphs about a session's own material for its model. With files or repositories its

@@ -23,6 +23,7 @@ use crate::{
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
+    outcomes,
     prompt::Spec,
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
@@ -96,12 +97,12 @@ impl Engine {
         }
     }
 
-    async fn create(&self, request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
+    async fn create(&self, mut request: NewSessionRequest) -> Result<SessionRecord, AppendError> {
         let inner = &self.inner;
+        let (store, list) = (&inner.store, "initial_events");
+        outcomes::read_rubrics(store, request.workspace, list, &mut request.events).await?;
         let inputs = inputs(&request.events)?;
-        let store = &inner.store;
-        let pins =
-            content::check(store, request.workspace, "initial_events", &request.events).await?;
+        let pins = content::check(store, request.workspace, list, &request.events).await?;
         let (id, thread) = (SessionId::new(), ThreadId::new());
         let environment = serde_json::from_str(&request.environment).map_err(
             StoreError::corrupt("environments", "config", request.environment_id),
@@ -205,12 +206,13 @@ impl Engine {
         &self,
         workspace: WorkspaceId,
         session: SessionId,
-        events: &[InboundEvent],
+        mut events: Vec<InboundEvent>,
         actor: &Actor,
     ) -> Result<Vec<Row>, AppendError> {
-        let inputs = inputs(events)?;
         let store = &self.inner.store;
-        let pins = content::check(store, workspace, "events", events).await?;
+        outcomes::read_rubrics(store, workspace, "events", &mut events).await?;
+        let inputs = inputs(&events)?;
+        let pins = content::check(store, workspace, "events", &events).await?;
         // Before the events: whoever reads them must find what they name.
         pins.keep(store, workspace, session).await?;
         let (engine, actor) = (self.clone(), actor.clone());
@@ -656,7 +658,7 @@ fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
             };
             Ok(Input {
                 kind,
-                fields: event.fields(),
+                fields: event.fields().unwrap_or_default(),
             })
         })
         .collect()

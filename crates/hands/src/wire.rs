@@ -46,6 +46,9 @@ pub enum Request {
     /// Make programs inside trust these certificates besides the image's own, in place of those of
     /// an earlier request. Answered by [`Reply::Done`].
     Trust { pem: String },
+    /// Let programs that are started from now on find these variables, in place of those of an earlier
+    /// request. Answered by [`Reply::Done`].
+    Variables { variables: Vec<(String, String)> },
     /// So many bytes has the sandbox written, and so many it may. Answered by [`Reply::Done`].
     Disk { used: u64, limit: u64 },
     /// How programs inside reach the world; answered by [`Reply::Door`].

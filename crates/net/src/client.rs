@@ -8,6 +8,7 @@ use reqwest::{
     dns::{Addrs, Name, Resolve, Resolving},
     redirect,
 };
+use tokio_rustls::rustls::{self, pki_types::pem};
 use url::Url;
 
 use crate::{
@@ -26,8 +27,12 @@ const NOWHERE: &str = ".refused.invalid";
 pub enum NetError {
     #[error("a certificate is not valid PEM")]
     Certificate(#[source] reqwest::Error),
+    #[error("a certificate is not valid PEM")]
+    Pem(#[source] pem::Error),
     #[error("a file that should hold certificates holds none")]
     NoCertificate,
+    #[error("TLS could not be set up")]
+    Tls(#[from] rustls::Error),
     #[error("the proxy address is not usable")]
     Proxy(#[source] reqwest::Error),
     #[error("the HTTP client could not be built")]

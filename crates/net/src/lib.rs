@@ -16,6 +16,7 @@ mod dial;
 pub mod hosts;
 mod names;
 mod policy;
+mod tls;
 
 pub use client::{
     Chosen, Limits, NetError, OperatorOptions, guarded_client, guarded_client_with,
@@ -26,3 +27,4 @@ pub use hosts::{HostPattern, Hosts, NotAHost};
 pub use names::{Lookup, StaticHost, SystemLookup};
 pub use policy::{Policy, Refused};
 pub use reqwest;
+pub use tls::tls_client;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use url::{Host, Url};
 
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 pub struct Policy {
     allowed: Vec<IpNet>,
     extra_ca: Vec<reqwest::Certificate>,
+    /// The same, as TLS without HTTP wants them.
+    extra_roots: Vec<CertificateDer<'static>>,
     names: Names,
 }
 
@@ -55,6 +58,7 @@ impl Policy {
         Ok(Self {
             allowed,
             extra_ca: crate::client::certificates(extra_ca)?,
+            extra_roots: crate::tls::roots(extra_ca)?,
             names: Names::default(),
         })
     }
@@ -75,6 +79,10 @@ impl Policy {
 
     pub(crate) fn extra_ca(&self) -> &[reqwest::Certificate] {
         &self.extra_ca
+    }
+
+    pub(crate) fn extra_roots(&self) -> &[CertificateDer<'static>] {
+        &self.extra_roots
     }
 
     /// Judges one address. An IPv4 address in IPv6 clothes is judged as IPv4, both ways.

@@ -172,7 +172,7 @@ impl Sandbox {
     }
 
     /// Makes programs inside trust the certificates in `pem` (PEM, any number) besides the image's
-    /// own, in place of those of an earlier call. Meant for certificates of the operator; to be
+    /// own, in place of those of an earlier call. To be
     /// called before the first command, because shells keep the environment they started with.
     /// Without isolation nothing happens: the files would be the server's own.
     ///
@@ -182,6 +182,18 @@ impl Sandbox {
     pub async fn trust(&self, pem: &str) -> Result<(), SandboxError> {
         let pem = pem.to_owned();
         done(self.control(&Request::Trust { pem }).await?)
+    }
+
+    /// Gives programs that are started from now on these variables, by name and value, in place of those
+    /// of an earlier call. They are no secrets to anybody inside, and forgotten when the sandbox stops.
+    ///
+    /// # Errors
+    /// [`SandboxError::Lost`] and [`SandboxError::Timeout`].
+    pub async fn set_variables(
+        &self,
+        variables: Vec<(String, String)>,
+    ) -> Result<(), SandboxError> {
+        done(self.control(&Request::Variables { variables }).await?)
     }
 
     /// How programs inside reach the world; for the log.

@@ -3,8 +3,10 @@
 use selfsame_types::{
     AgentId, Position, Timestamp, WorkspaceId,
     agent::{Agent, AgentConfig},
+    multiagent::{Members, Reference},
     webhook::{WebhookEvent, WebhookEventType},
 };
+use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use crate::{Store, StoreError, time};
@@ -60,13 +62,13 @@ fn write(config: &AgentConfig) -> String {
 }
 
 impl Store {
-    /// Saves version 1 of a new agent.
+    /// Saves version 1 of the new agent `id`.
     pub async fn agent_create(
         &self,
         workspace: WorkspaceId,
+        id: AgentId,
         config: AgentConfig,
     ) -> Result<Agent, StoreError> {
-        let id = AgentId::new();
         let told = [WebhookEvent::new(WebhookEventType::AgentCreated, id)];
         let happened = self.happened(workspace, &told).await?;
         // One statement, one commit.
@@ -126,14 +128,24 @@ impl Store {
         .transpose()
     }
 
-    /// Saves what `change` makes of the latest version as the next one. While `change` decides, no
-    /// other update of this agent does. Nothing is saved when it returns what is there already, or
-    /// an error. `None`: there is no such agent.
+    /// The agents of a workspace that these references mean. What means nothing is left out.
+    pub async fn agent_members(
+        &self,
+        workspace: WorkspaceId,
+        references: &[Reference],
+    ) -> Result<Members, StoreError> {
+        members(&self.pool, workspace, references).await
+    }
+
+    /// Saves what `change` makes of the latest version as the next one, from the agents that
+    /// `references` asks for. While it decides, no other update of this agent does. Nothing is saved
+    /// when it returns what is there already, or an error. `None`: there is no such agent.
     pub async fn agent_update<E: From<StoreError>>(
         &self,
         workspace: WorkspaceId,
         id: AgentId,
-        change: impl FnOnce(&Agent) -> Result<AgentConfig, E> + Send,
+        references: impl FnOnce(&Agent) -> Vec<Reference> + Send,
+        change: impl FnOnce(&Agent, &Members) -> Result<AgentConfig, E> + Send,
     ) -> Result<Option<Agent>, E> {
         let mut tx = self.pool.begin().await.map_err(StoreError::from)?;
         // Locked in a statement of its own: the next one then sees what the holder before us saved.
@@ -162,11 +174,16 @@ impl Store {
         .map_err(StoreError::from)?;
         let Some(row) = row else { return Ok(None) };
         let current = Agent::try_from(row)?;
-        let config = change(&current)?;
+        let references = references(&current);
+        let found = members(&mut *tx, workspace, &references).await?;
+        let mut config = change(&current, &found)?;
         if config == current.config {
             return Ok(Some(current));
         }
         let version = current.version + 1;
+        if let Some(multiagent) = &mut config.multiagent {
+            multiagent.pin_self(id, version);
+        }
         let told = [WebhookEvent::new(WebhookEventType::AgentUpdated, id)];
         let happened = self.happened(workspace, &told).await?;
         let row = sqlx::query!(
@@ -303,6 +320,53 @@ impl Store {
         }
         Ok(Some(versions))
     }
+}
+
+async fn members(
+    executor: impl PgExecutor<'_>,
+    workspace: WorkspaceId,
+    references: &[Reference],
+) -> Result<Members, StoreError> {
+    // Most agents have none, and must not pay for this.
+    if references.is_empty() {
+        return Ok(Members::default());
+    }
+    let ids: Vec<Uuid> = references.iter().map(|reference| reference.id.0).collect();
+    // No agent has a version that does not fit.
+    let versions: Vec<Option<i32>> = references
+        .iter()
+        .map(|r| r.version.map(|version| i32::try_from(version).unwrap_or(0)))
+        .collect();
+    let rows = sqlx::query!(
+        r#"
+        SELECT r.position AS "position!", a.id, v.version, v.config, a.created_at,
+            CASE WHEN v.version = a.current_version THEN a.updated_at ELSE v.created_at END
+                AS "updated_at!: jiff_sqlx::Timestamp",
+            a.archived_at
+        FROM unnest($2::uuid[], $3::integer[]) WITH ORDINALITY AS r (id, version, position)
+        JOIN agents a ON a.workspace_id = $1 AND a.id = r.id
+        JOIN agent_versions v
+            ON v.agent_id = a.id AND v.version = COALESCE(r.version, a.current_version)
+        "#,
+        workspace.0,
+        &ids,
+        &versions as _,
+    )
+    .fetch_all(executor)
+    .await?;
+    let found = rows.into_iter().map(|row| {
+        let at = usize::try_from(row.position - 1).unwrap_or_default();
+        let agent = Agent::try_from(Row {
+            id: row.id,
+            version: row.version,
+            config: row.config,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            archived_at: row.archived_at,
+        })?;
+        Ok::<_, StoreError>((references[at], agent))
+    });
+    Ok(Members::new(found.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// An API time as a column value.

@@ -11,7 +11,7 @@ pub(crate) use params::{replacement, resolve_mcp_servers, resolve_skills, resolv
 use crate::{
     AgentId, ApiError, Metadata, Timestamp, check,
     model::ModelConfig,
-    multiagent::{Coordinator, SessionCoordinator},
+    multiagent::{Members, Multiagent, Reference, SessionMultiagent, check_session},
     tool::{
         AgentToolset, BuiltinTool, CustomTool, McpToolset, PermissionPolicy, Tool, ToolSetting,
     },
@@ -186,7 +186,7 @@ pub struct AgentConfig {
     #[serde(flatten)]
     pub spec: AgentSpec,
     #[schema(required)]
-    pub multiagent: Option<Coordinator>,
+    pub multiagent: Option<Multiagent>,
     pub metadata: Metadata,
 }
 
@@ -217,7 +217,7 @@ pub struct AgentSnapshot {
     #[serde(flatten)]
     pub spec: AgentSpec,
     #[schema(required)]
-    pub multiagent: Option<SessionCoordinator>,
+    pub multiagent: Option<SessionMultiagent>,
 }
 
 /// The agent inside a thread.
@@ -361,15 +361,40 @@ impl Agent {
         }
     }
 
-    /// The copy that a session without overrides runs.
+    /// Its members, as they have to be looked up for a session.
     #[must_use]
-    pub fn snapshot(&self) -> AgentSnapshot {
-        AgentSnapshot {
+    pub fn references(&self) -> Vec<Reference> {
+        let members = self.config.multiagent.iter().flat_map(Multiagent::agents);
+        let others = members.filter(|member| member.id != self.id);
+        others.map(|member| (*member).into()).collect()
+    }
+
+    /// The copy that a session without overrides runs.
+    ///
+    /// # Errors
+    /// 400 when a member of its `multiagent` is not among `members`.
+    pub fn snapshot(&self, members: &Members) -> Result<AgentSnapshot, ApiError> {
+        let mut snapshot = AgentSnapshot {
             r#type: AgentType,
             id: self.id,
             version: self.version,
             spec: self.config.spec.clone(),
             multiagent: None,
+        };
+        if let Some(multiagent) = &self.config.multiagent {
+            snapshot.multiagent = Some(multiagent.copy(&snapshot, members)?);
+        }
+        Ok(snapshot)
+    }
+
+    /// The copy that a thread of this agent shows.
+    #[must_use]
+    pub fn thread_agent(&self) -> ThreadAgent {
+        ThreadAgent {
+            r#type: AgentType,
+            id: self.id,
+            version: self.version,
+            spec: self.config.spec.clone(),
         }
     }
 }
@@ -384,6 +409,43 @@ impl AgentSnapshot {
             version: self.version,
             spec: self.spec.clone(),
         }
+    }
+
+    /// Its own definition, then those of its members; where it is its own member, its own again.
+    pub fn specs_mut(&mut self) -> Vec<&mut AgentSpec> {
+        let members = self.multiagent.as_mut().map(SessionMultiagent::agents_mut);
+        let members = members.into_iter().flatten();
+        std::iter::once(&mut self.spec)
+            .chain(members.map(|agent| &mut agent.spec))
+            .collect()
+    }
+
+    /// Its own definition and those of its members that are not itself.
+    #[must_use]
+    pub fn specs(&self) -> Vec<&AgentSpec> {
+        let members = self.multiagent.as_ref().map(SessionMultiagent::agents);
+        let others = members
+            .into_iter()
+            .flatten()
+            .filter(|agent| agent.id != self.id);
+        std::iter::once(&self.spec)
+            .chain(others.map(|agent| &agent.spec))
+            .collect()
+    }
+
+    /// The rules that span fields, after something was changed for a session. Where the agent is its own
+    /// member, it is so with what was changed.
+    pub(crate) fn settle(&mut self) -> Result<(), ApiError> {
+        self.spec.validate()?;
+        if let Some(multiagent) = &mut self.multiagent {
+            for copy in multiagent.agents_mut() {
+                if copy.id == self.id {
+                    copy.spec.clone_from(&self.spec);
+                }
+            }
+            check_session(&self.spec, multiagent)?;
+        }
+        Ok(())
     }
 }
 

@@ -102,6 +102,15 @@ impl ApiError {
         Self::new(ErrorKind::InvalidRequest, message)
     }
 
+    /// The same about a field further in.
+    #[must_use]
+    pub fn under(self, parent: &str) -> Self {
+        Self {
+            message: format!("{parent}.{}", self.message).into(),
+            ..self
+        }
+    }
+
     /// 404 for an id that is unknown here: never existed, deleted, or of another workspace.
     pub fn not_found(what: &str, id: impl std::fmt::Display) -> Self {
         Self::new(ErrorKind::NotFound, format!("{what} `{id}` was not found"))

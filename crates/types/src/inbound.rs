@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 
 use crate::{
     ApiError, EventId, ThreadId, check,
-    content::{FileType, MAX_FILE_DOCUMENTS, MessageBlock, TextBlock, TextType, ToolResultBlock},
+    content::{MAX_FILE_DOCUMENTS, MessageBlock, TextBlock, ToolResultBlock},
     event::{self, EventType},
+    outcome::{UserDefineOutcome, UserDefineOutcomeParams},
     wire,
 };
 
@@ -18,8 +19,6 @@ use crate::{
 pub const MAX_EVENTS: usize = 100;
 /// Most events that a session may be created with.
 pub const MAX_INITIAL_EVENTS: usize = 50;
-/// `max_iterations` of an outcome that does not say.
-pub const DEFAULT_MAX_ITERATIONS: i64 = 3;
 
 wire::literals! {
     UserMessageType = "user.message";
@@ -27,7 +26,6 @@ wire::literals! {
     UserToolConfirmationType = "user.tool_confirmation";
     UserCustomToolResultType = "user.custom_tool_result";
     UserToolResultType = "user.tool_result";
-    UserDefineOutcomeType = "user.define_outcome";
     SystemMessageType = "system.message";
 }
 
@@ -130,54 +128,6 @@ pub struct UserToolResultParams {
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct UserDefineOutcomeParams {
-    #[schema(inline)]
-    pub r#type: UserDefineOutcomeType,
-    #[schema(min_length = 1, max_length = 65_536)]
-    pub description: String,
-    pub rubric: RubricParams,
-    /// Default 3.
-    #[schema(minimum = 1, maximum = 20)]
-    pub max_iterations: Option<i64>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, ToSchema)]
-#[serde(untagged)]
-#[schema(discriminator(property_name = "type", mapping(
-    ("text" = "#/components/schemas/TextRubric"),
-    ("file" = "#/components/schemas/FileRubric"),
-)))]
-pub enum RubricParams {
-    Text(TextRubric),
-    File(FileRubric),
-}
-
-wire::tagged_union! { RubricParams:
-    "text" => Text,
-    "file" => File,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TextRubric {
-    #[schema(inline)]
-    pub r#type: TextType,
-    /// Plain text or Markdown.
-    #[schema(min_length = 1, max_length = 262_144)]
-    pub content: String,
-}
-
-/// Not offered by this server yet.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FileRubric {
-    #[schema(inline)]
-    pub r#type: FileType,
-    pub file_id: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct SystemMessageParams {
     #[schema(inline)]
     pub r#type: SystemMessageType,
@@ -239,15 +189,6 @@ pub struct UserToolResult {
     pub is_error: Option<bool>,
 }
 
-/// The log's event also has an `outcome_id`, which whoever accepts the outcome adds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UserDefineOutcome {
-    pub description: String,
-    pub rubric: TextRubric,
-    /// 1 to 20.
-    pub max_iterations: i64,
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SystemMessage {
     /// An array of 1 to 1000 text blocks, as it was sent.
@@ -268,18 +209,19 @@ impl InboundEvent {
         }
     }
 
-    /// The event's own fields for [`crate::event::NewEvent::fields`].
+    /// The event's own fields for [`crate::event::NewEvent::fields`]. `None` for the definition of an
+    /// outcome, whose fields are those of [`crate::outcome::DefinedOutcome`].
     #[must_use]
-    pub fn fields(&self) -> String {
-        match self {
+    pub fn fields(&self) -> Option<String> {
+        Some(match self {
             Self::UserMessage(event) => event::fields(event),
             Self::UserInterrupt(event) => event::fields(event),
             Self::UserToolConfirmation(event) => event::fields(event),
             Self::UserCustomToolResult(event) => event::fields(event),
             Self::UserToolResult(event) => event::fields(event),
-            Self::UserDefineOutcome(event) => event::fields(event),
+            Self::UserDefineOutcome(_) => return None,
             Self::SystemMessage(event) => event::fields(event),
-        }
+        })
     }
 
     /// The tool call that this event answers.
@@ -514,30 +456,6 @@ impl InboundEventParams {
     }
 }
 
-impl UserDefineOutcomeParams {
-    fn check(self) -> Result<UserDefineOutcome, ApiError> {
-        check::text("description", &self.description, 1..=65_536)?;
-        let max_iterations = self.max_iterations.unwrap_or(DEFAULT_MAX_ITERATIONS);
-        if !(1..=20).contains(&max_iterations) {
-            return Err(ApiError::invalid("max_iterations: must be 1 to 20"));
-        }
-        let rubric = match self.rubric {
-            RubricParams::Text(rubric) => rubric,
-            RubricParams::File(_) => {
-                return Err(ApiError::not_implemented(
-                    "rubric: this server does not offer files yet; send the rubric as `text`",
-                ));
-            }
-        };
-        check::text("rubric.content", &rubric.content, 1..=262_144)?;
-        Ok(UserDefineOutcome {
-            description: self.description,
-            rubric,
-            max_iterations,
-        })
-    }
-}
-
 fn check_result(content: &[ToolResultBlock]) -> Result<(), ApiError> {
     content
         .iter()
@@ -545,7 +463,7 @@ fn check_result(content: &[ToolResultBlock]) -> Result<(), ApiError> {
         .try_for_each(|(index, block)| block.validate(&format!("content[{index}]")))
 }
 
-fn parse_id<T: std::str::FromStr>(field: &str, id: &str) -> Result<T, ApiError>
+pub(crate) fn parse_id<T: std::str::FromStr>(field: &str, id: &str) -> Result<T, ApiError>
 where
     T::Err: std::fmt::Display,
 {

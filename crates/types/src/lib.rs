@@ -16,6 +16,7 @@ pub mod inbound;
 pub mod metadata;
 pub mod model;
 pub mod multiagent;
+pub mod outcome;
 pub mod page;
 pub mod patch;
 pub mod session;

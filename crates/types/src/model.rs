@@ -127,6 +127,19 @@ impl From<EffortParams> for Effort {
     }
 }
 
+impl ModelConfig {
+    /// A model as it is when nothing else is said of it.
+    #[must_use]
+    pub fn of(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            effort: Effort::default(),
+            inference_geo: None,
+            speed: Speed::default(),
+        }
+    }
+}
+
 impl ModelParams {
     /// Fills in what the request leaves out. `stored` is the model an update replaces: its effort
     /// stays when the id stays; geo and speed do not.

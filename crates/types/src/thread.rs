@@ -5,12 +5,16 @@ use utoipa::ToSchema;
 
 use crate::{
     SessionId, ThreadId, Timestamp,
-    multiagent::SessionRosterEntry,
+    agent::{AgentSpec, ThreadAgent},
+    multiagent::{ADVISOR, Advisor},
     session::{RunningTime, SessionStatus, SessionUsage, TokenTotals},
     wire,
 };
 
-wire::literals! { ThreadType = "session_thread"; }
+wire::literals! {
+    ThreadType = "session_thread";
+    InlineType = "inline";
+}
 
 /// A thread, as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
@@ -23,7 +27,7 @@ pub struct Thread {
     #[schema(required)]
     pub parent_thread_id: Option<ThreadId>,
     pub status: SessionStatus,
-    pub agent: SessionRosterEntry,
+    pub agent: ThreadDefinition,
     /// Null until the thread first runs.
     #[schema(required)]
     pub stats: Option<ThreadStats>,
@@ -36,6 +40,57 @@ pub struct Thread {
     pub updated_at: Timestamp,
     #[schema(required)]
     pub archived_at: Option<Timestamp>,
+}
+
+/// Who speaks in a thread, as it was when the thread was created.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(discriminator(property_name = "type", mapping(
+    ("agent" = "#/components/schemas/ThreadAgent"),
+    ("advisor" = "#/components/schemas/Advisor"),
+    ("inline" = "#/components/schemas/InlineAgent"),
+)))]
+pub enum ThreadDefinition {
+    Agent(Box<ThreadAgent>),
+    Advisor(Advisor),
+    Inline(Box<InlineAgent>),
+}
+
+wire::tagged_union! { ThreadDefinition:
+    "agent" => Agent,
+    "advisor" => Advisor,
+    "inline" => Inline,
+}
+
+/// An agent that another agent has made up. It is not saved, and so has neither id nor version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct InlineAgent {
+    #[schema(inline)]
+    pub r#type: InlineType,
+    #[serde(flatten)]
+    pub spec: AgentSpec,
+}
+
+impl ThreadDefinition {
+    /// The name under which events show it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Agent(agent) => &agent.spec.name,
+            Self::Advisor(_) => ADVISOR,
+            Self::Inline(agent) => &agent.spec.name,
+        }
+    }
+
+    /// What it is and can do. An advisor has a model and nothing else.
+    #[must_use]
+    pub fn spec(&self) -> Option<&AgentSpec> {
+        match self {
+            Self::Agent(agent) => Some(&agent.spec),
+            Self::Advisor(_) => None,
+            Self::Inline(agent) => Some(&agent.spec),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]

@@ -1,10 +1,12 @@
 //! What one session may reach.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
 use selfsame_net::Hosts;
 use selfsame_types::SessionId;
+
+use super::Wallet;
 
 /// The rights of a session, as its environment and its resources give them.
 #[derive(Debug, Clone)]
@@ -13,6 +15,8 @@ pub struct Access {
     pub network: Network,
     /// Reached through the door's git service, whatever `network` says.
     pub repositories: Vec<Repository>,
+    /// What its vaults' variables are, and where they may go. `None` where there are no vaults.
+    pub wallet: Option<Arc<Wallet>>,
 }
 
 /// An environment's `networking`.
@@ -63,6 +67,13 @@ impl Access {
                     || extra_hosts.covers(host)
                     || (*with_packages && package_hosts.covers(host))
             }
+        }
+    }
+
+    /// Notes that a host cannot be reached, in case a variable is meant for it.
+    pub(super) async fn unreachable(&self, host: &str, reason: &str) {
+        if let Some(wallet) = &self.wallet {
+            wallet.unreachable(host, reason).await;
         }
     }
 

@@ -1,7 +1,8 @@
-//! The certificate authority under whose name the door speaks TLS with git inside.
+//! The certificate authority under whose name the door speaks TLS with programs inside.
 //!
-//! Nothing but git trusts it, and git trusts it only for the hosts of repositories. It is made once
-//! for a deployment and never changes; its key is sealed in the database.
+//! git trusts it for the hosts of repositories. Other programs trust it in those sessions alone whose
+//! vaults have variables. It is made once for a deployment and never changes; its key is sealed in the
+//! database.
 
 use std::fmt;
 
@@ -16,6 +17,10 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 
+use super::secrets::Placeholders;
+
+/// Longest common name (RFC 5280). What a leaf is for is in its alternative names.
+const MAX_COMMON_NAME: usize = 64;
 /// Issuer of every leaf. A stored authority is recognized by it, so it must stay as it is.
 const NAME: &str = "Selfsame sandbox authority";
 
@@ -23,6 +28,7 @@ const NAME: &str = "Selfsame sandbox authority";
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
+    placeholders: Placeholders,
 }
 
 /// It cannot be made or used.
@@ -56,11 +62,18 @@ impl Authority {
     /// # Errors
     /// When the key is none.
     pub fn new(certificate: String, key: &SecretString) -> Result<Self, AuthorityError> {
+        let placeholders = Placeholders::new(key);
         let key = KeyPair::from_pem(key.expose_secret())?;
         Ok(Self {
             certificate,
             issuer: Issuer::new(authority()?, key),
+            placeholders,
         })
+    }
+
+    /// What stands for secrets inside: the deployment's, as this is.
+    pub(super) fn placeholders(&self) -> Placeholders {
+        self.placeholders.clone()
     }
 
     /// What must be trusted to trust its leaves, in PEM.
@@ -73,7 +86,10 @@ impl Authority {
     pub(super) fn serve_as(&self, host: &str) -> Result<ServerConfig, AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = within(CertificateParams::new(vec![host.to_owned()])?);
-        params.distinguished_name = named(host);
+        params.distinguished_name = named(match host.len() {
+            ..=MAX_COMMON_NAME => host,
+            _ => "a host with a long name",
+        });
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&key, &self.issuer)?;

@@ -264,6 +264,7 @@ mod tests {
                 extra_hosts: Hosts::parse(["mcp.example"]).unwrap(),
             },
             repositories: Vec::new(),
+            wallet: None,
         });
         let package_hosts = Hosts::parse(["pypi.org"]).unwrap();
         Inspector::for_access(&access, "allowed.example", &package_hosts).unwrap()

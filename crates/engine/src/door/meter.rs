@@ -104,6 +104,7 @@ impl Meter {
     pub(super) fn measure<S>(&self, stream: S) -> Measured<S> {
         Measured {
             stream,
+            unread: Vec::new(),
             written: 0,
             bytes: Arc::clone(&self.bytes),
         }
@@ -140,6 +141,8 @@ impl Drop for Open {
 #[derive(Debug)]
 pub(super) struct Measured<S> {
     stream: S,
+    /// What has been read, and is to be read again.
+    unread: Vec<u8>,
     written: u64,
     bytes: Arc<Bytes>,
 }
@@ -149,6 +152,11 @@ impl<S> Measured<S> {
     pub(super) fn written(&self) -> u64 {
         self.written
     }
+
+    /// Makes this what is read next. It has been counted.
+    pub(super) fn unread(&mut self, bytes: Vec<u8>) {
+        self.unread = bytes;
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
@@ -157,6 +165,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let count = buf.remaining().min(self.unread.len());
+            buf.put_slice(&self.unread[..count]);
+            self.unread.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let count = (buf.filled().len() - before) as u64;

@@ -21,10 +21,12 @@
 mod access;
 mod authority;
 mod git;
+mod http;
 mod inspect;
 mod meter;
 mod offer;
 mod refuse;
+mod secrets;
 mod splice;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,7 @@ mod ways;
 use std::{sync::Arc, time::Duration};
 
 use selfsame_net::{DialError, Hosts, Policy, hosts::normal};
+use selfsame_types::SessionId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -45,14 +48,17 @@ use url::Url;
 pub use access::{Access, Network, Repository};
 pub use authority::{Authority, AuthorityError};
 pub use offer::Offer;
+pub use secrets::Wallet;
 pub(crate) use ways::tell;
 
 use self::{
     git::Git,
     inspect::Inspector,
     meter::{Ended, Measured, Meter},
+    secrets::{Placeholders, Secrets},
     splice::Broken,
 };
+use crate::vaults::Vaults;
 
 /// The name that programs inside reach the door itself by. It exists nowhere else.
 pub const OWN_DOMAIN: &str = "selfsame.internal";
@@ -107,6 +113,8 @@ struct Inner {
     config: DoorConfig,
     certificate: String,
     git: Git,
+    secrets: Secrets,
+    placeholders: Placeholders,
     connections: Semaphore,
 }
 
@@ -117,15 +125,24 @@ impl Door {
         Ok(Self(Arc::new(Inner {
             certificate: authority.certificate().to_owned(),
             git: Git::new(&config.policy, &config.repository_hosts, &authority)?,
+            placeholders: authority.placeholders(),
+            secrets: Secrets::new(&config.policy, authority)?,
             connections: Semaphore::new(config.max_connections.max(1)),
             config,
         })))
     }
 
-    /// What git inside must trust for the hosts of repositories, in PEM.
+    /// What git inside must trust for the hosts of repositories, and all programs of a session whose
+    /// vaults have variables; in PEM.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.0.certificate
+    }
+
+    /// A session's variables, for its [`Access`].
+    #[must_use]
+    pub fn wallet(&self, session: SessionId, vaults: Vaults) -> Wallet {
+        Wallet::new(session, self.0.placeholders.clone(), vaults)
     }
 
     /// Serves one attached sandbox until its stream is lost. What is still open then is reset.
@@ -208,30 +225,52 @@ impl Session {
             Ok(()) => self.dial(host, port).await,
             Err(reason) => {
                 self.meter.refused(access, host, port, &reason);
+                access.unreachable(host, &reason).await;
                 return Err(Closed::Refused(reason));
             }
         };
-        dialled.map_err(|error| {
-            let reason = error.to_string();
-            if let DialError::Refused(_) = error {
-                self.meter.refused(access, host, port, &reason);
-                return Closed::Refused(reason);
-            }
-            self.meter.ended(Ended::Failed);
-            tracing::debug!(session = %access.session, host, port, %error, "unreachable");
-            Closed::Failed(reason)
-        })
+        let error = match dialled {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => error,
+        };
+        let reason = error.to_string();
+        if let DialError::Refused(_) | DialError::Unknown(..) = error {
+            access.unreachable(host, &reason).await;
+        }
+        if let DialError::Refused(_) = error {
+            self.meter.refused(access, host, port, &reason);
+            return Err(Closed::Refused(reason));
+        }
+        self.meter.ended(Ended::Failed);
+        tracing::debug!(session = %access.session, host, port, %error, "unreachable");
+        Err(Closed::Failed(reason))
     }
 
     /// Carries an accepted connection to its end.
-    async fn join<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn join<S>(
         &self,
         access: &Arc<Access>,
         host: &str,
         port: u16,
         mut carried: Measured<S>,
         tcp: TcpStream,
-    ) {
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if let Some(wallet) = &access.wallet {
+            match Secrets::wants(wallet, &mut carried, &tcp, host).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    let secrets = &self.door.0.secrets;
+                    let serving = secrets.serve(access, wallet, (host, port), carried, tcp);
+                    return self.meter.ended(serving.await);
+                }
+                Err(error) => {
+                    tracing::debug!(session = %access.session, host, port, %error, "not opened");
+                    return self.meter.ended(Ended::Reset);
+                }
+            }
+        }
         let before = carried.written();
         let mut inspector = Inspector::for_access(access, host, &self.door.0.config.package_hosts);
         match splice::splice(&mut carried, tcp, inspector.as_mut()).await {

@@ -115,6 +115,7 @@ pub(super) fn access(network: Network) -> Access {
         session: SessionId::new(),
         network,
         repositories: Vec::new(),
+        wallet: None,
     }
 }
 

@@ -54,6 +54,8 @@ impl SandboxBuilder {
                 // Packages come from no agent's servers.
                 network: network(&order.networking, std::iter::empty()),
                 repositories: Vec::new(),
+                // An image is for many sessions: it has nobody's variables.
+                wallet: None,
             };
             let (door, access) = (self.door.clone(), Some(Arc::new(access)));
             // Ends when the connection to the sandbox does.

@@ -3,8 +3,8 @@
 use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 
 use super::{
-    Call, CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason,
-    payload::Permission,
+    About, Call, CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status,
+    StopReason, Trouble, payload::Permission,
 };
 
 /// An event at its place in the log.
@@ -26,6 +26,10 @@ impl Machine {
             Payload::SessionIdle { .. } => self.set_status(Status::Idle, event.at),
             Payload::SessionRescheduled => self.set_status(Status::Rescheduling, event.at),
             Payload::SessionTerminated => self.set_status(Status::Terminated, event.at),
+            Payload::Trouble(Trouble {
+                about: About::Credential { credential, .. },
+                ..
+            }) => self.unreachable.push(*credential),
             _ => self.fold_thread(event),
         }
     }

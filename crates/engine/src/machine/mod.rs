@@ -23,7 +23,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-use selfsame_types::{EventId, ThreadId, Timestamp};
+use selfsame_types::{CredentialId, EventId, ThreadId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use inputs::{Input, InputKind};
@@ -70,6 +70,9 @@ pub struct Machine {
     pub running_since: Option<Timestamp>,
     /// When it was terminated.
     pub ended_at: Option<Timestamp>,
+    /// Credentials whose host cannot be reached, as clients were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreachable: Vec<CredentialId>,
 }
 
 /// One conversation with a model.
@@ -235,6 +238,7 @@ impl Machine {
             active_us: 0,
             running_since: None,
             ended_at: None,
+            unreachable: Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What events say, before they become JSON text.
 
 use selfsame_types::{
-    EventId, Timestamp,
+    CredentialId, EventId, Timestamp, VaultId,
     event::{EventType, fields},
     session::SessionUsage,
 };
@@ -87,6 +87,7 @@ pub enum ErrorType {
     RepositoryCloneError,
     McpConnectionFailedError,
     McpAuthenticationFailedError,
+    CredentialHostUnreachableError,
 }
 
 /// Something that a session goes on without: a repository that could not be cloned, an MCP server that
@@ -107,6 +108,11 @@ pub enum About {
     Repository(String),
     /// The MCP server of this name. It is given up for the turn.
     McpServer(String),
+    /// A host that this credential is meant for. It is said once in a session.
+    Credential {
+        credential: CredentialId,
+        vault: VaultId,
+    },
 }
 
 /// A tool of an MCP server.
@@ -392,7 +398,9 @@ impl Payload {
             })),
             Self::Trouble(trouble) => {
                 let retry = match trouble.about {
-                    About::Sandbox | About::Repository(_) => RetryStatus::Retrying,
+                    About::Sandbox | About::Repository(_) | About::Credential { .. } => {
+                        RetryStatus::Retrying
+                    }
                     About::McpServer(_) => RetryStatus::Exhausted,
                 };
                 let mut error = json!({
@@ -403,6 +411,10 @@ impl Payload {
                     About::Sandbox => {}
                     About::Repository(url) => error["repository_url"] = json!(url),
                     About::McpServer(name) => error["mcp_server_name"] = json!(name),
+                    About::Credential { credential, vault } => {
+                        error["credential_id"] = json!(credential);
+                        error["vault_id"] = json!(vault);
+                    }
                 }
                 fields(&json!({"error": error}))
             }

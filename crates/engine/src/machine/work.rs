@@ -4,8 +4,8 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step, StopReason,
-    Trouble, payload::Permission,
+    About, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step,
+    StopReason, Trouble, payload::Permission,
 };
 
 /// A model's complete answer.
@@ -204,16 +204,21 @@ impl Step<'_> {
         }
     }
 
-    /// Says what a thread that is about to ask goes on without.
+    /// Says what a thread goes on without. What is said once in a session is not said again.
     pub fn trouble(&mut self, thread: ThreadId, troubles: &[Trouble]) {
         let asks = self.thread(thread).is_some_and(|t| {
             matches!(t.status, Status::Running | Status::Rescheduling) && !t.is_interrupted()
         });
-        if !asks || troubles.is_empty() {
+        if !asks {
             return;
         }
-        self.run(thread);
         for trouble in troubles {
+            if let About::Credential { credential, .. } = &trouble.about
+                && self.machine.unreachable.contains(credential)
+            {
+                continue;
+            }
+            self.run(thread);
             self.emit(thread, &Payload::Trouble(trouble.clone()));
         }
     }

@@ -20,10 +20,10 @@ const REPLACED: &str = "The sandbox was lost while this call was under way and r
 
 /// What became of a call.
 #[derive(Debug)]
-pub(super) struct Executed {
-    pub(super) result: CallResult,
+pub(crate) struct Executed {
+    pub(crate) result: CallResult,
     /// The life of the hands that began in the middle of it.
-    pub(super) new_life: Option<Uuid>,
+    pub(crate) new_life: Option<Uuid>,
 }
 
 impl From<CallResult> for Executed {
@@ -39,7 +39,7 @@ impl From<CallResult> for Executed {
 ///
 /// `sent` is the life of the hands that may know this call already. Another life cannot tell what
 /// became of it, so from there on it is never sent again.
-pub(super) async fn execute(
+pub(crate) async fn execute(
     inner: &Arc<Inner>,
     session: SessionId,
     epoch: i64,
@@ -101,7 +101,7 @@ pub(super) async fn execute(
 
 impl Inner {
     /// Captures a session's outputs. What cannot be had now is captured the next time.
-    pub(super) async fn capture(&self, session: SessionId) {
+    pub(crate) async fn capture(&self, session: SessionId) {
         if let Err(error) = self.sandboxes.capture(session).await {
             tracing::warn!(%session, %error, "cannot capture outputs yet");
         }

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::{FitError, Outfit, Workbench};
 use crate::{
-    door::{Access, Network, Repository},
+    door::{Access, Network, Repository, Wallet},
     resources,
 };
 
@@ -23,6 +23,7 @@ impl Workbench {
         &self,
         session: SessionId,
         wanted: &Outfit,
+        wallet: &Arc<Wallet>,
     ) -> Result<Arc<Access>, FitError> {
         let mut repositories = Vec::new();
         for record in &wanted.equipment.resources {
@@ -58,6 +59,7 @@ impl Workbench {
             session,
             network: of_session(wanted),
             repositories,
+            wallet: Some(Arc::clone(wallet)),
         }))
     }
 }

@@ -24,7 +24,7 @@ use selfsame_types::{
 };
 use uuid::Uuid;
 
-use crate::{machine::Trouble, resources};
+use crate::{door::Wallet, machine::Trouble, resources, vaults::VaultsError};
 
 pub(crate) use access::network;
 pub(crate) use outputs::Outputs;
@@ -33,6 +33,8 @@ pub(crate) use outputs::Outputs;
 pub(crate) const OUTPUTS: &str = "/mnt/session/outputs";
 /// Stands in the list of what is mounted for the links that every sandbox gets.
 const LAYOUT: Uuid = Uuid::from_u128(1);
+/// .. for the door's own certificate, which is trusted where the session has variables.
+const TRUSTED: Uuid = Uuid::from_u128(3);
 
 /// Why a sandbox could not be fitted out at all.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,8 @@ pub enum FitError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Blob(#[from] BlobError),
+    #[error(transparent)]
+    Vaults(#[from] VaultsError),
     #[error("the session is gone")]
     Gone,
 }
@@ -66,17 +70,18 @@ pub(crate) struct Fit {
 #[derive(Debug, Clone)]
 pub(crate) struct Workbench {
     store: Store,
-    /// The certificate that `git` inside trusts the door by, as PEM.
-    git_ca: String,
+    /// The certificate that programs inside trust the door by, as PEM: `git` alone, or all of them in
+    /// sessions that have variables.
+    door_ca: String,
     /// What all programs inside trust besides their image's own, as PEM.
     trust: Option<String>,
 }
 
 impl Workbench {
-    pub fn new(store: Store, git_ca: String, trust: Option<String>) -> Self {
+    pub fn new(store: Store, door_ca: String, trust: Option<String>) -> Self {
         Self {
             store,
-            git_ca,
+            door_ca,
             trust,
         }
     }
@@ -104,13 +109,14 @@ impl Workbench {
         id: SandboxId,
         sandbox: &Sandbox,
         wanted: &Outfit,
+        wallet: &Wallet,
     ) -> Result<Fit, FitError> {
         let mut mounted: HashSet<Uuid> =
             self.store.sandbox_mounted(id).await?.into_iter().collect();
         let before = mounted.clone();
         let mut fit = Fit::default();
         let result = self
-            .bring(session, sandbox, wanted, &mut mounted, &mut fit)
+            .bring(session, sandbox, wanted, wallet, &mut mounted, &mut fit)
             .await;
         // Also after a failure: what is there need not be brought again.
         if mounted != before {
@@ -125,14 +131,13 @@ impl Workbench {
         session: SessionId,
         sandbox: &Sandbox,
         wanted: &Outfit,
+        wallet: &Wallet,
         mounted: &mut HashSet<Uuid>,
         fit: &mut Fit,
     ) -> Result<(), FitError> {
+        // Before the first command: shells keep the environment they started with.
+        self.bring_variables(sandbox, wallet, mounted).await?;
         if !mounted.contains(&LAYOUT) {
-            // Before the first command: shells keep the environment they started with.
-            if let Some(pem) = &self.trust {
-                sandbox.trust(pem).await?;
-            }
             // Three generations of prompts name these places.
             sandbox.link("/uploads", UPLOADS).await?;
             sandbox
@@ -160,6 +165,37 @@ impl Workbench {
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+}
+
+impl Workbench {
+    /// Gives programs inside the session's variables, and the certificates they need. The hands forget
+    /// variables when they end, so they are told each time.
+    async fn bring_variables(
+        &self,
+        sandbox: &Sandbox,
+        wallet: &Wallet,
+        mounted: &mut HashSet<Uuid>,
+    ) -> Result<(), FitError> {
+        let variables = wallet.environment().await?;
+        let opens_tls = !variables.is_empty();
+        let pem = match (&self.trust, opens_tls) {
+            (Some(pem), true) => Some(format!("{pem}\n{}", self.door_ca)),
+            (None, true) => Some(self.door_ca.clone()),
+            (trust, false) => trust.clone(),
+        };
+        let missing = !mounted.contains(&LAYOUT) || (opens_tls && !mounted.contains(&TRUSTED));
+        if let Some(pem) = pem.filter(|_| missing) {
+            sandbox.trust(&pem).await?;
+        }
+        if opens_tls {
+            mounted.insert(TRUSTED);
+        }
+        // What has been there may be gone from the vaults by now.
+        if mounted.contains(&TRUSTED) {
+            sandbox.set_variables(variables).await?;
         }
         Ok(())
     }

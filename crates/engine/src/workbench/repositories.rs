@@ -104,9 +104,9 @@ impl Workbench {
             let file = Put {
                 path: CA_FILE.to_owned(),
                 mode: 0o444,
-                size: self.git_ca.len() as u64,
+                size: self.door_ca.len() as u64,
             };
-            sandbox.put(&file, self.git_ca.as_bytes()).await?;
+            sandbox.put(&file, self.door_ca.as_bytes()).await?;
             mounted.insert(CONFIGURED);
         }
         let host =

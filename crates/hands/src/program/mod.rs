@@ -31,15 +31,31 @@ mod tools;
 mod transfer;
 mod walk;
 
-use std::{env, ffi::OsString};
+use std::{
+    env,
+    ffi::OsString,
+    sync::{Mutex, PoisonError},
+};
 
 pub(crate) use places::Places;
 pub(crate) use relay::relay;
 pub(crate) use serve::{Options, serve};
 pub(crate) use socket::Socket;
 
+/// What the server adds to the environment: the session's own.
+static VARIABLES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// Takes the place of what was set before. A shell that runs keeps what it started with.
+fn set_variables(mut variables: Vec<(String, String)>) {
+    // One that no program can be given would keep all of them from starting.
+    variables.retain(|(name, value)| {
+        !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+    });
+    *VARIABLES.lock().unwrap_or_else(PoisonError::into_inner) = variables;
+}
+
 /// The environment of everything that is started: this process's own, without what belongs to the
-/// server, and with what programs expect to find.
+/// server, with what programs expect to find, and with the session's variables.
 fn environment() -> impl Iterator<Item = (OsString, OsString)> {
     let mut own: Vec<(OsString, OsString)> = env::vars_os()
         .filter(|(name, _)| {
@@ -57,5 +73,12 @@ fn environment() -> impl Iterator<Item = (OsString, OsString)> {
         }
     }
     own.push(("TERM".into(), "dumb".into()));
+    // Later ones win: the session's count more than the image's.
+    let variables = VARIABLES.lock().unwrap_or_else(PoisonError::into_inner);
+    own.extend(
+        variables
+            .iter()
+            .map(|(name, value)| (name.into(), value.into())),
+    );
     own.into_iter()
 }

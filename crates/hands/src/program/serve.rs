@@ -277,6 +277,10 @@ async fn answer(mut substream: Substream, hands: &Hands, settled: &OnceCell<()>)
                 Err(error) => Err(Fault(error.to_string())),
             }
         }
+        Request::Variables { variables } => {
+            super::set_variables(variables);
+            Ok(Reply::Done)
+        }
         Request::Disk { used, limit } => {
             hands.disk.tell(used, limit);
             Ok(Reply::Done)

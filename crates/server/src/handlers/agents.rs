@@ -6,7 +6,9 @@ use axum::extract::State;
 use selfsame_store::AgentFilter;
 use selfsame_types::{
     AgentId, ApiError, Page, Position, Timestamp,
-    agent::{Agent, CreateAgent, UpdateAgent},
+    agent::{Agent, AgentConfig, CreateAgent, UpdateAgent},
+    model::ModelConfig,
+    multiagent::Multiagent,
     page::{check_limit, decode_cursor, encode_cursor},
 };
 use serde::{Deserialize, Serialize};
@@ -35,11 +37,28 @@ pub(crate) async fn create(
     NoQuery: NoQuery,
     Json(body): Json<CreateAgent>,
 ) -> Result<Json<Agent>> {
-    let config = body.resolve()?;
-    app.engine.models().check(&config.spec.model)?;
-    skills::resolve(&app, principal.workspace, "skills", &config.spec.skills).await??;
-    let agent = app.store.agent_create(principal.workspace, config).await?;
+    let id = AgentId::new();
+    let workspace = principal.workspace;
+    let references = body.references(id);
+    let members = app.store.agent_members(workspace, &references).await?;
+    let config = body.resolve(id, &members)?;
+    check_models(&app, &config)?;
+    skills::resolve(&app, workspace, "skills", &config.spec.skills).await??;
+    let agent = app.store.agent_create(workspace, id, config).await?;
     Ok(Json(agent))
+}
+
+/// The models of an agent are models of this server. Those of its members were checked when they were
+/// saved.
+fn check_models(app: &App, config: &AgentConfig) -> Result<(), ApiError> {
+    let models = app.engine.models();
+    models.check(&config.spec.model)?;
+    match config.multiagent.as_ref().and_then(Multiagent::advisor) {
+        Some(advisor) => models
+            .check(&ModelConfig::of(advisor))
+            .map_err(|error| error.under("multiagent.advisor")),
+        None => Ok(()),
+    }
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -143,12 +162,17 @@ pub(crate) async fn update(
     let skills = body.new_skills();
     let skills = skills::resolve(&app, principal.workspace, "skills", &skills).await?;
     app.store
-        .agent_update(principal.workspace, id, |agent| {
-            let changed = body.change(agent)?;
-            app.engine.models().check(&changed.spec.model)?;
-            skills?;
-            Ok::<_, Error>(changed)
-        })
+        .agent_update(
+            principal.workspace,
+            id,
+            |agent| body.references(agent),
+            |agent, members| {
+                let changed = body.change(agent, members)?;
+                check_models(&app, &changed)?;
+                skills?;
+                Ok::<_, Error>(changed)
+            },
+        )
         .await?
         .map(Json)
         .ok_or_else(|| not_found(id).into())

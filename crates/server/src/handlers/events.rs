@@ -289,7 +289,7 @@ pub(crate) async fn send(
         .session_send(
             principal.workspace,
             session,
-            &events,
+            events,
             &principal.actor(&request),
         )
         .await

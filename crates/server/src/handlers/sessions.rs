@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use selfsame_engine::{NewSessionRequest, SessionEdit, Status};
+use selfsame_net::Hosts;
 use selfsame_store::{
     AppendError, Cold, CreatedKey, SESSION_SKILL_BLOB_KEY, SessionQuery, SessionRecord, SkillMount,
     StoreError,
@@ -11,7 +12,9 @@ use selfsame_store::{
 use selfsame_types::{
     ApiError, EnvironmentId, Order, SessionId, Timestamp, TwoWayPage, WorkspaceId,
     agent::AgentSnapshot,
-    environment::{Environment, EnvironmentConfig},
+    environment::{Environment, EnvironmentConfig, Networking},
+    model::ModelConfig,
+    multiagent::SessionMultiagent,
     page::{check_limit, decode_cursor, encode_cursor},
     session::{
         CreateSession, DeletedSession, ListSessions, NewResource, Session, SessionDeletedType,
@@ -20,6 +23,7 @@ use selfsame_types::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use url::Url;
 
 use crate::{
     app::App,
@@ -27,6 +31,9 @@ use crate::{
     extract::{Auth, Json, NoQuery, Path, Query, RequestId},
     handlers::skills,
 };
+
+/// Most skills of a session, over all its agents.
+const MAX_SKILLS: usize = 500;
 
 pub(crate) fn not_found(id: SessionId) -> Error {
     ApiError::not_found("Session", id).into()
@@ -111,32 +118,17 @@ pub(crate) async fn create(
             format_args!("{} version {version}", new.agent_id),
         ),
     })?;
-    let mut agent = resolve_agent(&agent, new.overrides)?;
-    app.engine.models().check(&agent.spec.model)?;
+    let references = agent.references();
+    let members = app.store.agent_members(principal.workspace, &references);
+    let mut agent = resolve_agent(&agent, new.overrides, &members.await?)?;
+    check_models(&app, &agent)?;
     let environment = parts.environment.ok_or_else(|| {
         ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
     })?;
     check_environment(&app, &environment)?;
+    check_member_hosts(&environment, &agent)?;
     check_resources(&app, &environment, &new.resources)?;
-    let resolved = skills::resolve(
-        &app,
-        principal.workspace,
-        "agent.skills",
-        &agent.spec.skills,
-    )
-    .await??;
-    let mut skills: Vec<SkillMount> = Vec::with_capacity(resolved.len());
-    for (skill, resolved) in agent.spec.skills.iter_mut().zip(resolved) {
-        skill.version = resolved.version;
-        // Listed twice is mounted once.
-        let new = resolved.mount;
-        if skills
-            .iter()
-            .all(|known| known.version_id != new.version_id)
-        {
-            skills.push(new);
-        }
-    }
+    let skills = settle_skills(&app, principal.workspace, &mut agent).await?;
     let request = NewSessionRequest {
         workspace: principal.workspace,
         created_at: parts.now,
@@ -168,6 +160,93 @@ pub(crate) async fn create(
         Err(AppendError::Store(error)) => return Err(error.into()),
     };
     Ok(Json(render(record)?))
+}
+
+/// The models of an agent and of its members are models of this server.
+fn check_models(app: &App, agent: &AgentSnapshot) -> Result<(), ApiError> {
+    let models = app.engine.models();
+    models.check(&agent.spec.model)?;
+    let Some(multiagent) = &agent.multiagent else {
+        return Ok(());
+    };
+    let members = multiagent.agents();
+    let members = members.into_iter().map(|member| &member.spec.model);
+    let advisor = multiagent.advisor().map(ModelConfig::of);
+    for model in members.chain(&advisor) {
+        models
+            .check(model)
+            .map_err(|error| error.under("agent.multiagent"))?;
+    }
+    Ok(())
+}
+
+/// Members whose MCP servers an environment keeps out could not work.
+fn check_member_hosts(environment: &Environment, agent: &AgentSnapshot) -> Result<(), ApiError> {
+    let EnvironmentConfig::Cloud(cloud) = &environment.config else {
+        return Ok(());
+    };
+    let Networking::Limited(limited) = &cloud.networking else {
+        return Ok(());
+    };
+    let members = agent.multiagent.iter().flat_map(SessionMultiagent::agents);
+    let servers =
+        members.flat_map(|member| member.spec.mcp_servers.iter().map(move |s| (member, s)));
+    let allowed = Hosts::parse(&limited.allowed_hosts).unwrap_or_default();
+    for (member, server) in servers.filter(|_| !limited.allow_mcp_servers) {
+        let url = Url::parse(&server.url).ok();
+        let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
+        if !allowed.covers(host) {
+            return Err(ApiError::invalid(format!(
+                "agent: the MCP server `{}` of its member `{}` is at `{host}`, which environment {} does \
+                 not allow; add the host to `allowed_hosts`, or set `allow_mcp_servers`",
+                server.name, member.spec.name, environment.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Settles which versions of their skills an agent and its members use. Answers what the session is to
+/// keep of them.
+async fn settle_skills(
+    app: &App,
+    workspace: WorkspaceId,
+    agent: &mut AgentSnapshot,
+) -> Result<Vec<SkillMount>> {
+    let count: usize = agent.specs().iter().map(|spec| spec.skills.len()).sum();
+    if count > MAX_SKILLS {
+        return Err(ApiError::invalid(format!(
+            "agent: it and its members have {count} skills together; a session has at most {MAX_SKILLS}"
+        ))
+        .into());
+    }
+    let mut specs = agent.specs_mut();
+    let lists: Vec<_> = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| {
+            let at = match index {
+                0 => "agent.skills".to_owned(),
+                _ => format!("agent: skills of its member `{}`", spec.name),
+            };
+            (at, spec.skills.as_slice())
+        })
+        .collect();
+    let resolved = skills::resolve_lists(app, workspace, &lists).await??;
+    let mut mounts: Vec<SkillMount> = Vec::with_capacity(resolved.len());
+    let all = specs.iter_mut().flat_map(|spec| &mut spec.skills);
+    for (skill, resolved) in all.zip(resolved) {
+        skill.version = resolved.version;
+        // Listed twice is mounted once.
+        let new = resolved.mount;
+        if mounts
+            .iter()
+            .all(|known| known.version_id != new.version_id)
+        {
+            mounts.push(new);
+        }
+    }
+    Ok(mounts)
 }
 
 fn check_environment(app: &App, environment: &Environment) -> Result<(), ApiError> {

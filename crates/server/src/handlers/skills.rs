@@ -181,17 +181,34 @@ pub(crate) async fn resolve(
     at: &str,
     skills: &[SkillRef],
 ) -> Result<Result<Vec<ResolvedSkill>, ApiError>> {
+    resolve_lists(app, workspace, &[(at.to_owned(), skills)]).await
+}
+
+/// The same for several lists, one behind the other.
+pub(crate) async fn resolve_lists(
+    app: &App,
+    workspace: WorkspaceId,
+    lists: &[(String, &[SkillRef])],
+) -> Result<Result<Vec<ResolvedSkill>, ApiError>> {
+    let all: Vec<SkillRef> = lists
+        .iter()
+        .flat_map(|(_, skills)| skills.iter().cloned())
+        .collect();
     // Most have none, and must not pay for this.
-    if skills.is_empty() {
+    if all.is_empty() {
         return Ok(Ok(Vec::new()));
     }
     let found = app
         .store
-        .skill_versions_for_session(workspace, skills)
+        .skill_versions_for_session(workspace, &all)
         .await?;
-    let each = found.into_iter().zip(skills).enumerate();
-    Ok(each
-        .map(|(index, (found, skill))| found.ok_or_else(|| missing(at, index, skill)))
+    let places = lists
+        .iter()
+        .flat_map(|(at, skills)| skills.iter().enumerate().map(move |place| (at, place)));
+    Ok(found
+        .into_iter()
+        .zip(places)
+        .map(|(found, (at, (index, skill)))| found.ok_or_else(|| missing(at, index, skill)))
         .collect())
 }
 

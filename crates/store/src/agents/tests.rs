@@ -11,7 +11,7 @@ use crate::Actor;
 fn config(body: Value) -> AgentConfig {
     serde_json::from_value::<CreateAgent>(body)
         .unwrap()
-        .resolve()
+        .resolve(AgentId::new(), &Members::default())
         .unwrap()
 }
 
@@ -44,9 +44,12 @@ async fn update(
     body: Value,
 ) -> Result<Option<Agent>, ApiError> {
     let body: UpdateAgent = serde_json::from_value(body).unwrap();
-    let updated = store.agent_update(workspace, id, |agent| {
-        body.change(agent).map_err(Refused::Api)
-    });
+    let updated = store.agent_update(
+        workspace,
+        id,
+        |agent| body.references(agent),
+        |agent, members| body.change(agent, members).map_err(Refused::Api),
+    );
     updated.await.map_err(|error| match error {
         Refused::Api(error) => error,
         Refused::Store(error) => panic!("{error:?}"),
@@ -82,7 +85,10 @@ async fn what_is_created_is_read_back(pool: PgPool) {
              "input_schema": {"type": "object", "z": 1, "a": {"y": 2.5, "b": null}}},
         ],
     }));
-    let created = store.agent_create(workspace, config.clone()).await.unwrap();
+    let created = store
+        .agent_create(workspace, AgentId::new(), config.clone())
+        .await
+        .unwrap();
     assert_eq!(created.config, config);
     assert_eq!(created.created_at, created.updated_at);
     for version in [None, Some(1)] {
@@ -105,7 +111,10 @@ async fn what_is_created_is_read_back(pool: PgPool) {
 async fn another_workspace_finds_nothing(pool: PgPool) {
     let store = Store::from_pool(pool);
     let (ours, theirs) = (workspace(&store).await, workspace(&store).await);
-    let agent = store.agent_create(ours, named("a")).await.unwrap();
+    let agent = store
+        .agent_create(ours, AgentId::new(), named("a"))
+        .await
+        .unwrap();
     assert_eq!(store.agent_get(theirs, agent.id, None).await.unwrap(), None);
     let updated = update(&store, theirs, agent.id, json!({"name": "b"})).await;
     assert_eq!(updated, Ok(None));
@@ -126,7 +135,10 @@ async fn another_workspace_finds_nothing(pool: PgPool) {
 async fn versions_are_kept(pool: PgPool) {
     let store = Store::from_pool(pool);
     let workspace = workspace(&store).await;
-    let first = store.agent_create(workspace, named("a")).await.unwrap();
+    let first = store
+        .agent_create(workspace, AgentId::new(), named("a"))
+        .await
+        .unwrap();
     let body = json!({"version": 1, "system": "s"});
     let second = update(&store, workspace, first.id, body.clone())
         .await
@@ -161,7 +173,10 @@ async fn versions_are_kept(pool: PgPool) {
 async fn of_concurrent_updates_from_one_version_one_wins(pool: PgPool) {
     let store = Store::from_pool(pool);
     let workspace = workspace(&store).await;
-    let agent = store.agent_create(workspace, named("a")).await.unwrap();
+    let agent = store
+        .agent_create(workspace, AgentId::new(), named("a"))
+        .await
+        .unwrap();
     let attempts = (0..8).map(|n| {
         let body = json!({"version": 1, "system": format!("s{n}")});
         update(&store, workspace, agent.id, body)
@@ -180,7 +195,10 @@ async fn of_concurrent_updates_from_one_version_one_wins(pool: PgPool) {
 async fn archiving_is_for_good(pool: PgPool) {
     let store = Store::from_pool(pool);
     let workspace = workspace(&store).await;
-    let agent = store.agent_create(workspace, named("a")).await.unwrap();
+    let agent = store
+        .agent_create(workspace, AgentId::new(), named("a"))
+        .await
+        .unwrap();
     let archived = store.agent_archive(workspace, agent.id).await;
     let archived = archived.unwrap().unwrap();
     assert_eq!(archived.version, 1);
@@ -203,7 +221,12 @@ async fn lists_are_walked_without_gap_or_repeat(pool: PgPool) {
     let workspace = workspace(&store).await;
     let mut created = Vec::new();
     for name in ["a", "b", "c", "d", "e"] {
-        created.push(store.agent_create(workspace, named(name)).await.unwrap());
+        created.push(
+            store
+                .agent_create(workspace, AgentId::new(), named(name))
+                .await
+                .unwrap(),
+        );
     }
     // A list shows the latest version, in the place of the agent.
     update(&store, workspace, created[0].id, json!({"name": "A"}))
@@ -246,7 +269,10 @@ async fn lists_are_walked_without_gap_or_repeat(pool: PgPool) {
 async fn a_row_that_cannot_be_read_names_itself(pool: PgPool) {
     let store = Store::from_pool(pool.clone());
     let workspace = workspace(&store).await;
-    let agent = store.agent_create(workspace, named("a")).await.unwrap();
+    let agent = store
+        .agent_create(workspace, AgentId::new(), named("a"))
+        .await
+        .unwrap();
     sqlx::query("UPDATE agent_versions SET config = '{}'")
         .execute(&pool)
         .await

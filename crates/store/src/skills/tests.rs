@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use selfsame_types::{
     AgentId, EnvironmentId, SessionId, ThreadId, Timestamp, agent::CreateAgent, agent::SkillRef,
-    environment::CreateEnvironment, skill::Generation,
+    environment::CreateEnvironment, multiagent::Members, skill::Generation,
 };
 use serde_json::json;
 use sqlx::PgPool;
@@ -434,8 +434,9 @@ async fn session(
     skills: Vec<SkillMount>,
 ) -> Result<SessionId, AddError> {
     let agent: CreateAgent = serde_json::from_value(json!({"name": "a", "model": "m"})).unwrap();
+    let id = AgentId::new();
     let agent = store
-        .agent_create(ws, agent.resolve().unwrap())
+        .agent_create(ws, id, agent.resolve(id, &Members::default()).unwrap())
         .await
         .unwrap();
     let name = EnvironmentId::new().to_string();

@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 use super::{Agent, AgentConfig, AgentSpec, ExecutionIdentity, McpServer, SkillParams, SkillRef};
 use crate::{
-    ApiError, EmptyValue, Metadata, MetadataPatch, Patch, check,
+    AgentId, ApiError, EmptyValue, Metadata, MetadataPatch, Patch, check,
     model::ModelParams,
-    multiagent::MultiagentParams,
+    multiagent::{AgentReference, Members, MultiagentParams, Reference, check_agent},
     tool::{ToolParams, resolve_tools},
 };
 
@@ -83,10 +83,17 @@ pub struct UpdateAgent {
 }
 
 impl CreateAgent {
-    /// Checks everything and fills in defaults: what version 1 will be.
-    pub fn resolve(self) -> Result<AgentConfig, ApiError> {
+    /// The saved agents that have to be looked up to resolve this, when it is to be the agent `id`.
+    #[must_use]
+    pub fn references(&self, id: AgentId) -> Vec<Reference> {
+        let multiagent = self.multiagent.iter();
+        multiagent.flat_map(|m| m.references(id)).collect()
+    }
+
+    /// Checks everything and fills in defaults: what version 1 of the agent `id` will be.
+    pub fn resolve(self, id: AgentId, members: &Members) -> Result<AgentConfig, ApiError> {
         self.metadata.validate()?;
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             spec: AgentSpec {
                 name: resolve_name(self.name)?,
                 description: resolve_text("description", self.description, DESCRIPTION)?,
@@ -101,10 +108,12 @@ impl CreateAgent {
             metadata: self.metadata,
         };
         config.spec.validate()?;
-        match self.multiagent {
-            Some(multiagent) => Err(multiagent.refuse()),
-            None => Ok(config),
+        if let Some(params) = self.multiagent {
+            let own = AgentReference::new(id, 1);
+            config.multiagent = Some(params.resolve(own, None, members)?);
         }
+        config.check_members(id, members)?;
+        Ok(config)
     }
 }
 
@@ -124,9 +133,20 @@ impl UpdateAgent {
         }
     }
 
+    /// The saved agents that have to be looked up to apply this to `agent`: those that it names, and
+    /// those that stay members.
+    #[must_use]
+    pub fn references(&self, agent: &Agent) -> Vec<Reference> {
+        let named = match &self.multiagent {
+            Patch::Value(params) => params.references(agent.id),
+            Patch::Absent | Patch::Null => Vec::new(),
+        };
+        [named, agent.references()].concat()
+    }
+
     /// What the agent's next version is to be, when `agent` is its latest. Equal to the present
     /// configuration when nothing changes effectively.
-    pub fn change(self, agent: &Agent) -> Result<AgentConfig, ApiError> {
+    pub fn change(&self, agent: &Agent, members: &Members) -> Result<AgentConfig, ApiError> {
         match self.version {
             Some(version) if version < 1 => {
                 return Err(ApiError::invalid(
@@ -149,10 +169,11 @@ impl UpdateAgent {
                 agent.id
             )));
         }
-        self.apply(&agent.config)
+        self.clone().apply(agent, members)
     }
 
-    fn apply(self, current: &AgentConfig) -> Result<AgentConfig, ApiError> {
+    fn apply(self, agent: &Agent, members: &Members) -> Result<AgentConfig, ApiError> {
+        let current = &agent.config;
         let mut config = current.clone();
         let spec = &mut config.spec;
         match self.name {
@@ -192,9 +213,23 @@ impl UpdateAgent {
         match self.multiagent {
             Patch::Absent => {}
             Patch::Null => config.multiagent = None,
-            Patch::Value(multiagent) => return Err(multiagent.refuse()),
+            Patch::Value(params) => {
+                let own = AgentReference::new(agent.id, agent.version);
+                let stored = current.multiagent.as_ref();
+                config.multiagent = Some(params.resolve(own, stored, members)?);
+            }
         }
+        config.check_members(agent.id, members)?;
         Ok(config)
+    }
+}
+
+impl AgentConfig {
+    fn check_members(&self, id: AgentId, members: &Members) -> Result<(), ApiError> {
+        match &self.multiagent {
+            Some(multiagent) => check_agent(&self.spec, multiagent, id, members),
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ErrorKind;
 fn create(body: Value) -> Result<AgentConfig, ApiError> {
     serde_json::from_value::<CreateAgent>(body)
         .map_err(|error| ApiError::invalid(error.to_string()))?
-        .resolve()
+        .resolve(AgentId(uuid::Uuid::from_u128(1)), &Members::default())
 }
 
 /// A valid body, changed.
@@ -26,7 +26,7 @@ fn agent(change: Value) -> Agent {
 fn update(agent: &Agent, change: Value) -> Result<AgentConfig, ApiError> {
     serde_json::from_value::<UpdateAgent>(change)
         .map_err(|error| ApiError::invalid(error.to_string()))?
-        .change(agent)
+        .change(agent, &Members::default())
 }
 
 #[track_caller]
@@ -93,11 +93,11 @@ fn the_whole_shape() {
         agent.config
     );
 
-    let snapshot = serde_json::to_value(agent.snapshot()).unwrap();
+    let snapshot = serde_json::to_value(agent.snapshot(&Members::default()).unwrap()).unwrap();
     let keys: Vec<&String> = snapshot.as_object().unwrap().keys().collect();
     insta::assert_compact_debug_snapshot!(keys, @r#"["type", "id", "version", "name", "description", "model", "system", "tools", "mcp_servers", "skills", "execution_identity", "multiagent"]"#);
     let read: AgentSnapshot = serde_json::from_value(snapshot).unwrap();
-    assert_eq!(read, agent.snapshot());
+    assert_eq!(read, agent.snapshot(&Members::default()).unwrap());
     let thread = serde_json::to_value(read.thread_agent()).unwrap();
     assert!(thread.get("multiagent").is_none());
     let read: ThreadAgent = serde_json::from_value(thread).unwrap();
@@ -248,15 +248,6 @@ fn what_is_not_offered_is_501_never_ignored() {
             json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://x"}],
                 "tools": [{"type": "mcp_toolset", "mcp_server_name": "a"}]}),
             "mcp_servers: this server does not offer MCP yet",
-        ),
-        (
-            json!({"multiagent": {"type": "coordinator", "agents": ["agent_1", {"type": "agent", "id": "a", "version": 1}, {"type": "self"}, {"type": "advisor", "model": "m"}]}}),
-            "multiagent: this server does not offer",
-        ),
-        (
-            json!({"multiagent": {"type": "multiagent_20261001", "advisor": {"type": "disabled"},
-                "subagents": {"type": "enabled", "inline_agents": {"type": "enabled"}, "predefined_agents": null}}}),
-            "multiagent: this server does not offer",
         ),
         (
             json!({"execution_identity": {"type": "aws_role", "role_arn": "arn:aws:iam::1:role/r"}}),

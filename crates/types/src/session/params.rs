@@ -17,7 +17,7 @@ use crate::{
     check,
     inbound::{self, InboundEvent, InboundEventParams},
     model::ModelParams,
-    multiagent::AgentReferenceParams,
+    multiagent::{AgentReferenceParams, Members},
     tool::{ToolParams, resolve_tools},
     wire,
 };
@@ -95,18 +95,23 @@ pub struct AgentOverrides {
     pub skills: Patch<Vec<SkillParams>>,
 }
 
-/// The agent that a new session runs. `agent` is the version that was asked for.
-pub fn resolve_agent(agent: &Agent, overrides: AgentOverrides) -> Result<AgentSnapshot, ApiError> {
+/// The agent that a new session runs. `agent` is the version that was asked for, `members` has what its
+/// `multiagent` names.
+pub fn resolve_agent(
+    agent: &Agent,
+    overrides: AgentOverrides,
+    members: &Members,
+) -> Result<AgentSnapshot, ApiError> {
     if agent.archived_at.is_some() {
         return Err(ApiError::invalid(format!(
             "agent: agent `{}` is archived; create a session with another agent",
             agent.id
         )));
     }
-    let mut snapshot = agent.snapshot();
+    let mut snapshot = agent.snapshot(members)?;
     overrides
         .apply(&mut snapshot)
-        .map_err(|error| under("agent", error))?;
+        .map_err(|error| error.under("agent"))?;
     Ok(snapshot)
 }
 
@@ -135,15 +140,7 @@ impl AgentOverrides {
         if let Some(skills) = replacement(self.skills) {
             spec.skills = resolve_skills(skills)?;
         }
-        spec.validate()
-    }
-}
-
-/// The same error about a field further in.
-fn under(parent: &str, error: ApiError) -> ApiError {
-    ApiError {
-        message: format!("{parent}.{}", error.message).into(),
-        ..error
+        snapshot.settle()
     }
 }
 
@@ -396,7 +393,7 @@ impl UpdateSession {
                 };
                 overrides
                     .apply(&mut fields.agent)
-                    .map_err(|error| under("agent", error))?;
+                    .map_err(|error| error.under("agent"))?;
             }
         }
         Ok(fields)

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{AgentId, ApiError, ErrorKind, agent::Agent, agent::CreateAgent};
+use crate::{AgentId, ApiError, ErrorKind, agent::Agent, agent::CreateAgent, multiagent::Members};
 
 fn agent(change: Value) -> Agent {
     let mut body =
@@ -10,7 +10,7 @@ fn agent(change: Value) -> Agent {
     object.extend(change.as_object().unwrap().clone());
     let config = serde_json::from_value::<CreateAgent>(body)
         .unwrap()
-        .resolve()
+        .resolve(AgentId(uuid::Uuid::from_u128(1)), &Members::default())
         .unwrap();
     let at = Timestamp::from_micros(0);
     Agent::new(AgentId(uuid::Uuid::from_u128(1)), 3, config, at, at, None)
@@ -41,7 +41,11 @@ fn with_overrides(
     let mut form = json!({"type": "agent_with_overrides", "id": agent_id()});
     let object = form.as_object_mut().unwrap();
     object.extend(overrides.as_object().unwrap().clone());
-    resolve_agent(agent, create(json!({"agent": form}))?.overrides)
+    resolve_agent(
+        agent,
+        create(json!({"agent": form}))?.overrides,
+        &Members::default(),
+    )
 }
 
 #[track_caller]
@@ -64,7 +68,7 @@ fn the_whole_shape() {
         r#type: SessionType,
         id: SessionId(uuid::Uuid::from_u128(3)),
         status: SessionStatus::Idle,
-        agent: agent(json!({})).snapshot(),
+        agent: agent(json!({})).snapshot(&Members::default()).unwrap(),
         environment_id: EnvironmentId(uuid::Uuid::from_u128(2)),
         title: None,
         metadata: Metadata::default(),
@@ -296,7 +300,10 @@ fn overrides_inherit_clear_and_replace() {
         "system": "s", "description": "d",
         "tools": [{"type": "agent_toolset_20260401"}],
     }));
-    assert_eq!(with_overrides(&agent, json!({})).unwrap(), agent.snapshot());
+    assert_eq!(
+        with_overrides(&agent, json!({})).unwrap(),
+        agent.snapshot(&Members::default()).unwrap()
+    );
     let cleared = with_overrides(
         &agent,
         json!({"system": null, "tools": null, "mcp_servers": [], "skills": null}),
@@ -368,7 +375,9 @@ fn an_update_keeps_clears_and_replaces() {
     let current = SessionFields {
         title: Some("t".to_owned()),
         metadata: serde_json::from_value(json!({"a": "1", "b": "2"})).unwrap(),
-        agent: agent(json!({"tools": [{"type": "agent_toolset_20260401"}]})).snapshot(),
+        agent: agent(json!({"tools": [{"type": "agent_toolset_20260401"}]}))
+            .snapshot(&Members::default())
+            .unwrap(),
     };
     let update = |change: Value| {
         serde_json::from_value::<UpdateSession>(change)

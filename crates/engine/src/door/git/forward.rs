@@ -5,27 +5,19 @@ use std::error::Error as _;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http_body_util::{Either, Full};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode, Version,
+    Request, Response, StatusCode, Version,
     body::{Body as _, Bytes, Incoming},
-    header::{
-        AUTHORIZATION, CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, TE,
-        TRAILER, TRANSFER_ENCODING, UPGRADE,
-    },
+    header::{AUTHORIZATION, EXPECT, HOST, HeaderValue},
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use selfsame_net::{hosts::normal, refusal, reqwest};
+use selfsame_net::{refusal, reqwest};
 
 use super::{Host, path::repository_of};
-use crate::door::Session;
-
-/// What of a message is meant for the next hop alone.
-const HOP_BY_HOP: [HeaderName; 5] = [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
-const HOP_BY_HOP_OLD: [&str; 4] = [
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-];
+use crate::door::{
+    Session,
+    http::{names_only, strip, text},
+    secrets::{Part, replace},
+};
 
 type Body = Either<reqwest::Body, Full<Bytes>>;
 
@@ -47,24 +39,13 @@ pub(super) async fn forward(
             } else {
                 "failed"
             });
-            text(status, &reason)
+            text(status, &reason).map(Either::Right)
         }
     }
 }
 
 fn count(outcome: &'static str) {
     metrics::counter!("selfsame_door_git_requests_total", "outcome" => outcome).increment(1);
-}
-
-fn text(status: StatusCode, reason: &str) -> Response<Body> {
-    let mut response = Response::new(Either::Right(Full::from(format!("{reason}.\n"))));
-    *response.status_mut() = status;
-    // git shows what is plain text.
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
 }
 
 async fn pass_on(
@@ -74,7 +55,7 @@ async fn pass_on(
 ) -> Result<Response<Body>, (StatusCode, String)> {
     let (parts, body) = request.into_parts();
     let name = &host.name;
-    if !names(&parts.uri, &parts.headers).all(|named| named == *name) {
+    if !names_only(&parts.uri, &parts.headers, name, 443) {
         let reason = format!("This connection is to `{name}` alone");
         return Err((StatusCode::MISDIRECTED_REQUEST, reason));
     }
@@ -112,6 +93,13 @@ async fn pass_on(
     headers.remove(HOST);
     // Answered here: the body is asked for when the other side wants to read it.
     headers.remove(EXPECT);
+    // What is asked with a credential of the session's own gets it here as anywhere else.
+    if let Some(wallet) = &access.wallet
+        && host.upstream.starts_with("https://")
+        && let Ok(known) = wallet.known().await
+    {
+        replace(&mut headers, &known.values(name, Part::Header))?;
+    }
     if let Some(token) = repository.and_then(|repository| repository.token.as_ref()) {
         headers.insert(AUTHORIZATION, authorization(token)?);
     }
@@ -134,34 +122,6 @@ async fn pass_on(
     strip(&mut parts.headers);
     parts.version = Version::HTTP_11;
     Ok(Response::from_parts(parts, Either::Left(body)))
-}
-
-/// The hosts that a request names, ports apart.
-fn names<'a>(uri: &'a hyper::Uri, headers: &'a HeaderMap) -> impl Iterator<Item = String> + 'a {
-    let in_headers = headers.get_all(HOST).into_iter();
-    let in_headers = in_headers.map(|value| value.to_str().unwrap_or_default());
-    let authorities = uri
-        .authority()
-        .map(|it| it.as_str())
-        .into_iter()
-        .chain(in_headers);
-    authorities.map(|authority| normal(authority.strip_suffix(":443").unwrap_or(authority)))
-}
-
-fn strip(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP_OLD {
-        headers.remove(name);
-    }
 }
 
 /// As GitHub takes tokens of every kind.

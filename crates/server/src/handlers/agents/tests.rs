@@ -5,6 +5,8 @@ use sqlx::PgPool;
 
 use crate::testing::{TestApp, TestResponse};
 
+mod multiagent;
+
 async fn create(app: &TestApp, name: &str) -> Value {
     let response = app
         .post("/v1/agents", json!({"name": name, "model": "m"}))
