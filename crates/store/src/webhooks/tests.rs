@@ -5,6 +5,7 @@ use selfsame_types::{
     EventId, ServerId, WebhookEndpointId,
     agent::CreateAgent,
     event::Processed,
+    multiagent::Members,
     page::Order,
     webhook::{
         WebhookAttempt, WebhookDelivery, WebhookDeliveryStatus as Status, WebhookEndpointSpec,
@@ -74,11 +75,14 @@ impl Desk {
 
     /// Something that is worth an event.
     async fn agent(&self) -> selfsame_types::AgentId {
+        let id = selfsame_types::AgentId::new();
         let body = json!({"name": "a", "model": "m"});
         let body: CreateAgent = serde_json::from_value(body).unwrap();
-        let made = self
-            .store
-            .agent_create(self.workspace, body.resolve().unwrap());
+        let made = self.store.agent_create(
+            self.workspace,
+            id,
+            body.resolve(id, &Members::default()).unwrap(),
+        );
         made.await.unwrap().id
     }
 
