@@ -252,7 +252,14 @@ async fn before_idle_commit() -> Result<()> {
     Ok(())
 }
 
-/// Every point in the code has a test here.
+/// Visited by tests of their own, here and in webhooks.rs.
+const ELSEWHERE: [&str; 3] = [
+    "before_idle_commit",
+    "after_webhook_claim",
+    "after_webhook_answer",
+];
+
+/// Every point in the code has a test.
 #[test]
 fn every_point_is_visited() -> Result<()> {
     let source = std::fs::read_to_string(concat!(
@@ -268,7 +275,7 @@ fn every_point_is_visited() -> Result<()> {
     ensure!(points.len() > 5, "the list was not found");
     for point in points {
         ensure!(
-            VISITED.contains(&point) || point == "before_idle_commit",
+            VISITED.contains(&point) || ELSEWHERE.contains(&point),
             "{point} has no crash test"
         );
     }

@@ -86,10 +86,11 @@ impl Webhooks {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: WebhooksConfig) -> Result<Self, NetError> {
+        // An attempt has a limit of its own, for all of it together.
         let limits = Limits {
-            connect: config.timeout,
-            total: Some(config.timeout),
-            idle: config.timeout,
+            connect: config.timeout * 2,
+            total: None,
+            idle: config.timeout * 2,
             redirects: 0,
         };
         Ok(Self {
