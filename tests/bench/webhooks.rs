@@ -124,7 +124,11 @@ async fn round(bench: &Bench, server: &Server, endpoint: &str, seen: &Seen) -> R
         if left == "0" {
             break;
         }
-        ensure!(Instant::now() < deadline, "{left} are never recorded:\n{}", server.log());
+        ensure!(
+            Instant::now() < deadline,
+            "{left} are never recorded:\n{}",
+            server.log()
+        );
     }
     #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
     Ok(delivered as f64 / took.as_secs_f64())
