@@ -98,3 +98,7 @@ BEGIN
     RETURN queued;
 END
 $$;
+
+CREATE TRIGGER refuse_retired_master_key BEFORE INSERT OR UPDATE OF master_key ON webhook_secrets
+    FOR EACH ROW EXECUTE FUNCTION refuse_retired_master_key('master_key');
+CREATE INDEX webhook_secrets_master_key_idx ON webhook_secrets (master_key);

@@ -21,7 +21,6 @@ mod images;
 mod loops;
 pub mod machine;
 mod notifier;
-#[expect(dead_code, unused_imports, reason = "the runner is about to grade")]
 mod outcomes;
 mod prompt;
 mod resources;
@@ -30,6 +29,8 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+#[cfg(test)]
+mod testing;
 mod transcript;
 pub mod vaults;
 mod web;
@@ -60,7 +61,7 @@ use crate::{
     notifier::Notifier,
     runners::Runners,
     sandboxes::Sandboxes,
-    vaults::Vaults,
+    vaults::{Vaults, VaultsConfig},
     webhooks::{Deliverer, Webhooks},
     workbench::Workbench,
 };
@@ -94,7 +95,7 @@ pub struct Parts {
     pub door: Door,
     pub web: Web,
     pub webhooks: Webhooks,
-    pub vaults: Vaults,
+    pub vaults: VaultsConfig,
 }
 
 /// Everything that drives sessions on this server. Cheap to clone.
@@ -141,6 +142,8 @@ impl Engine {
         } = parts;
         let server = ServerId::new();
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let notifier = Notifier::new(store.clone(), server);
+        let vaults = Vaults::new(store.clone(), notifier.clone(), tasks.clone(), vaults);
         let images = Images::new(
             Arc::new(SandboxBuilder {
                 backend: Arc::clone(&backend),
@@ -172,7 +175,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 server,
                 hub: Hub::default(),
-                notifier: Notifier::new(store.clone(), server),
+                notifier,
                 sandboxes,
                 images,
                 web,
@@ -225,6 +228,12 @@ impl Engine {
     #[must_use]
     pub fn vaults(&self) -> &Vaults {
         &self.inner.vaults
+    }
+
+    /// A client has changed a vault or a credential: running sessions are to see it.
+    pub fn vaults_changed(&self) {
+        self.inner.vaults.forget_all();
+        self.inner.notifier.vaults_changed(None);
     }
 
     /// Says hello to the other servers and starts the background loops.

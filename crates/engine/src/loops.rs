@@ -27,6 +27,8 @@ const REAP: Duration = Duration::from_secs(10);
 const ORPHAN_ROUNDS: u32 = 6;
 const PURGE: Duration = Duration::from_secs(30);
 const PURGE_CHUNK: i64 = 5000;
+/// Access tokens that expire within ten minutes are refreshed.
+const CREDENTIALS: Duration = Duration::from_secs(60);
 const CONTENTS: Duration = Duration::from_secs(60);
 const STRAYS: Duration = Duration::from_hours(12);
 const FORGET_SERVERS: Duration = Duration::from_hours(24);
@@ -47,6 +49,7 @@ pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::Stor
     spawn(inner, |inner| async move { reap(&inner).await });
     spawn(inner, |inner| async move { purge(&inner).await });
     spawn(inner, |inner| async move { contents(&inner).await });
+    spawn(inner, |inner| async move { credentials(&inner).await });
     inner.deliverer.start();
     Ok(())
 }
@@ -172,6 +175,7 @@ async fn listen(inner: &Arc<Inner>) {
             Ok(mut listener) => {
                 // Whatever was said while nobody listened. Previews that were lost leave a hole.
                 inner.hub.cut_previews();
+                inner.vaults.forget_all();
                 sweep_once(inner).await;
 
                 inner.claims.notify_one();
@@ -182,6 +186,8 @@ async fn listen(inner: &Arc<Inner>) {
                                 match line {
                                     Line::Hint(hint) => heard(inner, hint),
                                     Line::Preview(preview) => show(inner, &preview),
+                                    Line::Vaults(Some(id)) => inner.vaults.forget(id),
+                                    Line::Vaults(None) => inner.vaults.forget_all(),
                                 }
                             }
                         }
@@ -381,5 +387,13 @@ async fn contents(inner: &Inner) {
             Ok(found) => tracing::info!(found, "found contents that no row knew"),
             Err(error) => tracing::warn!(%error, "cannot look for stray contents"),
         }
+    }
+}
+
+/// Access tokens that expire soon, also while no session uses them.
+async fn credentials(inner: &Inner) {
+    loop {
+        inner.vaults.refresh_due().await;
+        tokio::time::sleep(jittered(CREDENTIALS)).await;
     }
 }

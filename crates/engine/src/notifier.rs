@@ -1,10 +1,11 @@
 //! What servers tell each other: batched, outside any append's transaction, and never needed for
 //! correctness.
 //!
-//! Three kinds of line go over one channel. *Hints* say how far a session's log has come, and whether
+//! Four kinds of line go over one channel. *Hints* say how far a session's log has come, and whether
 //! somebody should drive it. *Interest* says that a server's client wants previews of a session; it is
 //! renewed while that lasts. *Previews* are sent only for sessions that somebody else is interested in,
-//! and gathered to twenty a second for each message. A notification inside every append would serialize
+//! and gathered to twenty a second for each message. And whoever changes
+//! a credential says so, because every server remembers some. A notification inside every append would serialize
 //! all commits of the database.
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use selfsame_store::Store;
-use selfsame_types::{EventId, ServerId, SessionId, ThreadId};
+use selfsame_types::{CredentialId, EventId, ServerId, SessionId, ThreadId};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 
@@ -75,11 +76,14 @@ pub(crate) struct RemotePreview {
 pub(crate) enum Line {
     Hint(Hint),
     Preview(RemotePreview),
+    /// This credential has changed; without one, any may have.
+    Vaults(Option<CredentialId>),
 }
 
 #[derive(Debug, Default)]
 struct Outbox {
     hints: HashMap<SessionId, Pending>,
+    vaults: HashSet<Option<CredentialId>>,
     previews: Vec<RemotePreview>,
     shed: HashSet<EventId>,
 }
@@ -137,6 +141,14 @@ impl Notifier {
         self.hint(session, |pending| pending.equipped = true);
     }
 
+    /// A credential has changed; without one, any may have.
+    pub fn vaults_changed(&self, credential: Option<CredentialId>) {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        outbox.vaults.insert(credential);
+        drop(outbox);
+        self.hinted.notify_one();
+    }
+
     /// A client here wants previews of a session.
     pub fn interested(&self, session: SessionId) {
         self.hint(session, |pending| pending.interest = true);
@@ -189,7 +201,11 @@ impl Notifier {
 
     fn take_hints(&self) -> Vec<Line> {
         let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let hints = std::mem::take(&mut outbox.hints);
+        let (hints, vaults) = (
+            std::mem::take(&mut outbox.hints),
+            std::mem::take(&mut outbox.vaults),
+        );
+        let vaults = vaults.into_iter().map(Line::Vaults);
         hints
             .into_iter()
             .map(|(session, pending)| {
@@ -202,6 +218,7 @@ impl Notifier {
                     equipped: pending.equipped,
                 })
             })
+            .chain(vaults)
             .collect()
     }
 

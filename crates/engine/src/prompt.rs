@@ -8,6 +8,8 @@ use selfsame_model::{Models, Request};
 use selfsame_types::{
     agent::AgentSnapshot,
     environment::{EnvironmentConfig, LimitedNetwork, Networking},
+    model::{Effort, ModelConfig, Speed},
+    multiagent::SessionRosterEntry,
     tool::{BuiltinTool, PolicyKind},
 };
 use serde_json::{
@@ -24,6 +26,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub agent: AgentSnapshot,
+    environment: EnvironmentConfig,
     model: String,
     max_tokens: u32,
     thinking: selfsame_model::Thinking,
@@ -78,14 +81,46 @@ impl Spec {
         Self {
             thinking: models.thinking(&model, max_tokens),
             effort: models.effort(&model, Some(spec.model.effort.r#type.as_str())),
-            speed: (spec.model.speed == selfsame_types::model::Speed::Fast)
-                .then(|| "fast".to_owned()),
+            speed: (spec.model.speed == Speed::Fast).then(|| "fast".to_owned()),
             max_tokens,
             model,
             system,
             tools,
             agent,
+            environment: environment.clone(),
         }
+    }
+
+    /// What another thread of the session is asked with, from what its row says of its agent.
+    ///
+    /// # Errors
+    /// When that is not what this program writes.
+    pub fn thread(&self, agent: &str, models: &Models) -> serde_json::Result<Self> {
+        let agent = match serde_json::from_str(agent)? {
+            SessionRosterEntry::Agent(agent) => AgentSnapshot {
+                r#type: agent.r#type,
+                id: agent.id,
+                version: agent.version,
+                spec: agent.spec,
+                multiagent: None,
+            },
+            SessionRosterEntry::Advisor(advisor) => {
+                let mut agent = self.agent.clone();
+                agent.spec.model = ModelConfig {
+                    id: advisor.model,
+                    effort: Effort::default(),
+                    inference_geo: agent.spec.model.inference_geo,
+                    speed: Speed::default(),
+                };
+                agent.spec.system = None;
+                agent.spec.tools = Vec::new();
+                agent.spec.mcp_servers = Vec::new();
+                agent.spec.skills = Vec::new();
+                agent.multiagent = None;
+                agent
+            }
+        };
+        Ok(Self::new(agent, &self.environment, models))
     }
 
     /// What a session's rows say.

@@ -12,7 +12,12 @@
 //! session's lock, and when the lease is gone every append is refused and it stops.
 
 mod append;
+mod calls;
 pub(crate) mod execute;
+mod grading;
+mod interrupts;
+mod recovery;
+mod requests;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,33 +25,28 @@ use std::{
     time::Duration,
 };
 
-use selfsame_sandbox::Call;
-use selfsame_store::{AppendError, ModelRequest, Row, StoreError};
+use selfsame_store::{AppendError, Row, StoreError};
 use selfsame_types::{EventId, SessionId, ThreadId, Timestamp};
 use tokio::task::{AbortHandle, JoinSet};
-use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
     Inner,
-    ask::{self, Answer, Previews},
+    ask::Answer,
     change::works,
-    content, fail,
-    machine::{CallResult, Failure, Machine, Next, Status, Step, Trouble},
+    machine::{CallResult, Machine, Next, Step, Trouble},
+    outcomes::{Graded, Grader},
     prompt::SharedSpec,
     runners::Link,
-    sandboxes::{AcquireError, shell_of},
+    sandboxes::AcquireError,
     transcript::Transcript,
-    web::{Caller, WebCall, is_web},
 };
-use execute::{Executed, execute, failure};
+use execute::Executed;
 
 /// Between two attempts while the database is away ..
 const STORE_RETRY: Duration = Duration::from_millis(250);
 /// .. of which there are this many before the session is left to whoever claims it next.
 const STORE_RETRIES: u32 = 20;
-/// A cancelled call has two seconds to end, and its sandbox this long to say so.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a runner stopped before its session was idle.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +109,18 @@ enum Done {
         thread: ThreadId,
         briefing: Result<(String, Vec<Trouble>), AcquireError>,
     },
-    Waited,
+    /// A thread's next attempt is due.
+    Waited {
+        thread: ThreadId,
+    },
+    Graded {
+        span: EventId,
+        graded: Box<Graded>,
+    },
+    /// The grader has been at work for a while.
+    StillGrading {
+        span: EventId,
+    },
 }
 
 /// A session as a runner starts with it.
@@ -156,7 +167,10 @@ pub(crate) struct Runner {
     epoch: i64,
     machine: Machine,
     last_seq: i64,
+    /// Of the primary thread.
     spec: SharedSpec,
+    /// Of the others that have been asked.
+    specs: HashMap<ThreadId, SharedSpec>,
     equipped: bool,
     /// About what is mounted; made before the first request.
     briefing: Option<String>,
@@ -166,7 +180,11 @@ pub(crate) struct Runner {
     asking: HashMap<EventId, AbortHandle>,
     calling: HashMap<EventId, AbortHandle>,
     cancelled: HashSet<EventId>,
-    waiting: Option<(Timestamp, AbortHandle)>,
+    waiting: HashMap<ThreadId, (Timestamp, AbortHandle)>,
+    /// The open evaluation: the grader, and the clock that tells clients of it.
+    grading: Option<(EventId, [AbortHandle; 2])>,
+    /// One whose request failed, to go on from there.
+    grader: Option<(EventId, Box<Grader>)>,
     /// Results of calls that an interrupt cut off, until the interrupt is carried out.
     stopped: HashMap<ThreadId, Vec<(EventId, CallResult)>>,
     /// Calls that a server before us may have sent ..
@@ -208,6 +226,7 @@ impl Runner {
             machine: start.machine,
             last_seq: start.last_seq,
             spec: start.spec,
+            specs: HashMap::new(),
             equipped: start.equipped,
             briefing: None,
             equipping: None,
@@ -217,7 +236,9 @@ impl Runner {
             asking: HashMap::new(),
             calling: HashMap::new(),
             cancelled: HashSet::new(),
-            waiting: None,
+            waiting: HashMap::new(),
+            grading: None,
+            grader: None,
             stopped: HashMap::new(),
             in_doubt,
             unclean: start.unclean,
@@ -264,70 +285,6 @@ impl Runner {
         }
     }
 
-    /// Closes what a server before us left open.
-    async fn recover(&mut self) -> Result<(), Stopped> {
-        let unclean = self.unclean;
-        if !self.in_doubt.is_empty() {
-            // Read before we connect ourselves, which may begin another life.
-            let sandbox = retry(|| self.inner.store.sandbox_of(self.session)).await?;
-            self.life_before = sandbox.and_then(|sandbox| sandbox.boot_id);
-        }
-        let open: Vec<_> = self
-            .machine
-            .threads
-            .iter()
-            .filter(|t| {
-                let lost = t
-                    .request
-                    .is_some_and(|span| !self.asking.contains_key(&span));
-                lost || (unclean && t.status == Status::Running)
-            })
-            .map(|t| t.id)
-            .collect();
-        for thread in open {
-            self.resume(thread).await?;
-        }
-        Ok(())
-    }
-
-    /// Whoever worked on a thread is gone. Nobody will hear the answer of its open request: that counts
-    /// as failed.
-    async fn resume(&mut self, thread: ThreadId) -> Result<(), Stopped> {
-        let backoff = self.inner.config.backoff.clone();
-        let random: f64 = rand::random();
-        self.append_at(None, |step, now| {
-            let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
-            let wait = backoff.wait(failed, None, random);
-            // The first time it is a server's end and not the request's fault.
-            let wait = wait.map(|wait| if failed == 1 { Duration::ZERO } else { wait });
-            step.recover(thread, wait.map(|wait| now.after(wait)));
-        })
-        .await?;
-        Ok(())
-    }
-
-    /// A drain: nothing new is started, and what can be asked again is left to the next server.
-    async fn hand_over(mut self) -> Result<(), Stopped> {
-        let deadline = tokio::time::Instant::now() + self.inner.config.drain;
-        while !self.asking.is_empty() || !self.calling.is_empty() {
-            match tokio::time::timeout_at(deadline, self.jobs.join_next()).await {
-                Ok(Some(Ok(done))) => self.finish(done).await?,
-                Ok(Some(Err(_))) => {}
-                Ok(None) | Err(_) => break,
-            }
-        }
-        if works(&self.machine) {
-            let unclean = !self.asking.is_empty() || !self.calling.is_empty();
-            self.inner
-                .store
-                .session_release(self.session, self.inner.server, self.epoch, unclean)
-                .await
-                .map_err(Stopped::Store)?;
-            self.inner.notifier.wake(self.session, self.last_seq);
-        }
-        Ok(())
-    }
-
     /// Looks at the log again.
     async fn refresh(&mut self) -> Result<(), Stopped> {
         let record = retry(|| self.inner.store.session_load(self.session)).await?;
@@ -350,321 +307,66 @@ impl Runner {
 
     /// Starts whatever should be under way and is not.
     async fn start_work(&mut self) -> Result<(), Stopped> {
+        let mut asks = None;
+        let mut lost = Vec::new();
         for next in self.machine.next() {
             match next {
-                Next::Ask { thread } => self.ask(thread).await?,
+                // All that are due are opened in one append.
+                Next::Ask { thread } => asks = asks.or(Some(thread)),
                 Next::Await { thread, request } => {
                     if !self.asking.contains_key(&request) {
-                        self.resume(thread).await?;
+                        lost.push(thread);
                     }
                 }
                 Next::Call { thread, call } => self.call(thread, call).await?,
+                Next::Grade { span, .. } => self.grade(span).await?,
                 Next::Interrupt { thread } => self.interrupt(thread).await?,
-                Next::Wait { until, .. } => self.wait(until).await?,
+                Next::Wait { thread, until } => self.wait(thread, until).await?,
             }
         }
-        Ok(())
+        if !lost.is_empty() {
+            self.resume(&lost).await?;
+        }
+        match asks {
+            Some(thread) if self.equip(thread) => self.ask().await,
+            _ => Ok(()),
+        }
     }
 
-    async fn wait(&mut self, until: Timestamp) -> Result<(), Stopped> {
-        if self
-            .waiting
-            .as_ref()
-            .is_some_and(|(planned, _)| *planned == until)
-        {
-            return Ok(());
+    async fn wait(&mut self, thread: ThreadId, until: Timestamp) -> Result<(), Stopped> {
+        if let Some((planned, handle)) = self.waiting.get(&thread) {
+            if *planned == until {
+                return Ok(());
+            }
+            handle.abort();
         }
         let now = retry(|| self.inner.store.now()).await?;
         let left = until.as_micros().saturating_sub(now.as_micros()).max(0);
         let left = Duration::from_micros(u64::try_from(left).unwrap_or(0));
         let handle = self.jobs.spawn(async move {
             tokio::time::sleep(left).await;
-            Done::Waited
+            Done::Waited { thread }
         });
-        self.waiting = Some((until, handle));
+        self.waiting.insert(thread, (until, handle));
         Ok(())
     }
 
-    /// Sees to it that what the session has is in its sandbox. Answers whether that is so already.
-    fn equip(&mut self, thread: ThreadId) -> bool {
-        if !self.equipped || self.briefing.is_some() {
-            return true;
-        }
-        if self.equipping.is_none() {
-            let inner = Arc::clone(&self.inner);
-            let (session, epoch) = (self.session, self.epoch);
-            self.equipping = Some(self.jobs.spawn(async move {
-                let briefing = inner.sandboxes.briefing(session, epoch).await;
-                Done::Equipped { thread, briefing }
-            }));
-        }
-        false
-    }
-
-    async fn equipped(
-        &mut self,
-        thread: ThreadId,
-        briefing: Result<(String, Vec<Trouble>), AcquireError>,
-    ) -> Result<(), Stopped> {
-        match briefing {
-            Ok((briefing, troubles)) => {
-                self.briefing = Some(briefing);
-                self.append(None, |step| step.trouble(thread, &troubles))
-                    .await?;
-            }
-            Err(error) => {
-                tracing::warn!(session = %self.session, %error, "a sandbox could not be fitted out");
-                let backoff = self.inner.config.backoff.clone();
-                let random: f64 = rand::random();
-                let message = error.told();
-                self.append_at(None, |step, now| {
-                    let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
-                    let wait = error
-                        .is_passing()
-                        .then(|| backoff.wait(failed, None, random))
-                        .flatten();
-                    step.unprepared(thread, message.clone(), wait.map(|wait| now.after(wait)));
-                })
-                .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens a request and sends it, once what it is about is there.
-    async fn ask(&mut self, thread: ThreadId) -> Result<(), Stopped> {
-        if !self.equip(thread) {
-            return Ok(());
-        }
-        let span = EventId::new();
-        let appended = self
-            .append(None, |step| {
-                step.start_request(thread, span);
-            })
-            .await?;
-        if let Some(appended) = appended
-            && let Some(row) = appended.rows.iter().find(|row| row.id == span)
-        {
-            let (seq, at) = (row.seq, appended.at);
-            self.send(thread, span, seq, at).await?;
-        }
-        Ok(())
-    }
-
-    async fn send(
-        &mut self,
-        thread: ThreadId,
-        span: EventId,
-        span_seq: i64,
-        started_at: Timestamp,
-    ) -> Result<(), Stopped> {
-        self.load(thread).await?;
-        let transcript = self.transcripts.entry(thread).or_default();
-        let request = self.spec.request(transcript, self.briefing.as_deref());
-        let previews = Previews {
-            hub: self.inner.hub.clone(),
-            notifier: self.inner.notifier.clone(),
-            session: self.session,
-            thread,
-            span_seq,
-        };
-        let inner = Arc::clone(&self.inner);
-        let spec = Arc::clone(&self.spec);
-        let session = self.session;
-        let handle = self.jobs.spawn(async move {
-            let span_of_request = tracing::info_span!("model_request", %session, %thread, %span);
-            let provider = Arc::clone(&inner.provider);
-            let asked = async {
-                match content::resolve(&inner, session, request).await {
-                    Ok(request) => ask::ask(provider, request, spec, previews).await,
-                    Err(error) => Answer::unsent(session, &error),
-                }
-            };
-            let answer = asked.instrument(span_of_request).await;
-            if matches!(answer, Answer::Response(_)) {
-                // The session may idle with this answer, and by then its outputs are to be there.
-                inner.capture(session).await;
-            }
-            Done::Asked {
-                thread,
-                span,
-                started_at,
-                answer,
-            }
-        });
-        self.asking.insert(span, handle);
-        Ok(())
-    }
-
-    /// Brings a thread's transcript up to the log.
-    async fn load(&mut self, thread: ThreadId) -> Result<(), Stopped> {
-        const CHUNK: i64 = 1000;
-        let last_seq = self.last_seq;
-        let transcript = self.transcripts.entry(thread).or_default();
-        while transcript.last_seq < last_seq {
-            let after = transcript.last_seq;
-            let store = &self.inner.store;
-            let rows = retry(|| store.event_transcript(self.session, thread, after, CHUNK)).await?;
-            let complete = rows.len() < usize::try_from(CHUNK).unwrap_or(usize::MAX);
-            transcript.extend(&rows)?;
-            if complete {
-                // What lies between the thread's last row and here belongs to other threads.
-                transcript.last_seq = last_seq;
-            }
-        }
-        Ok(())
-    }
-
-    /// Executes a call, unless it is being executed.
-    async fn call(&mut self, thread: ThreadId, id: EventId) -> Result<(), Stopped> {
-        if self.calling.contains_key(&id) {
-            return Ok(());
-        }
-        self.load(thread).await?;
-        let transcript = self.transcripts.entry(thread).or_default();
-        let Some(info) = transcript.call(id).cloned() else {
-            // The state knows a call that the log does not: only a fault of ours can do that.
-            return Err(Stopped::Contradiction("a pending call is not in the log"));
-        };
-        let web = WebCall::of(&self.spec.agent.spec, &info.name, transcript);
-        let caller = Caller {
-            session: self.session,
-            epoch: self.epoch,
-            call: id,
-            in_doubt: self.in_doubt.contains(&id),
-        };
-        let inner = Arc::clone(&self.inner);
-        let (session, epoch) = (self.session, self.epoch);
-        let sent = self.life_before.filter(|_| self.in_doubt.contains(&id));
-        let handle = self.jobs.spawn(async move {
-            // JSON that the model may write and that no program can hold: numbers beyond every
-            // float, hundreds of nested brackets.
-            let executed = match (serde_json::from_str(info.input.get()), web) {
-                (Ok(input), Some(web)) => {
-                    let span =
-                        tracing::info_span!("tool_call", %session, call = %id, tool = info.name);
-                    web.run(&inner, caller, &input)
-                        .instrument(span)
-                        .await
-                        .into()
-                }
-                (Ok(input), None) => {
-                    let call = Call {
-                        id: id.0,
-                        shell: shell_of(thread),
-                        tool: info.name,
-                        input,
-                        spill_name: id.to_string(),
-                    };
-                    let span =
-                        tracing::info_span!("tool_call", %session, call = %id, tool = call.tool);
-                    execute(&inner, session, epoch, &call, sent)
-                        .instrument(span)
-                        .await
-                }
-                (Err(error), _) => failure(&format!(
-                    "The input of this call cannot be read, so it was not run: {error}"
-                ))
-                .into(),
-            };
-            Done::Called {
-                thread,
-                call: id,
-                executed,
-            }
-        });
-        self.calling.insert(id, handle);
-        Ok(())
-    }
-
-    /// Stops what is in flight; once nothing is, carries the interrupt out.
-    async fn interrupt(&mut self, thread: ThreadId) -> Result<(), Stopped> {
-        if let Some((_, handle)) = self.waiting.take() {
-            handle.abort();
-        }
-        if let Some(handle) = self.equipping.take() {
-            handle.abort();
-        }
-        let Some(state) = self.machine.thread(thread) else {
-            return Ok(());
-        };
-        if let Some(request) = state.request
-            && let Some(handle) = self.asking.remove(&request)
-        {
-            handle.abort();
-        }
-        let calls: Vec<_> = state.calls.iter().map(|c| c.id).collect();
-        for call in &calls {
-            // Nothing of these goes on elsewhere.
-            let transcript = self.transcripts.get(&thread);
-            if transcript.is_some_and(|t| t.call(*call).is_some_and(|info| is_web(&info.name)))
-                && let Some(handle) = self.calling.remove(call)
-            {
-                handle.abort();
-            }
-        }
-        let (running, others): (Vec<_>, Vec<_>) = calls
-            .into_iter()
-            .partition(|id| self.calling.contains_key(id));
-        for call in &running {
-            if self.cancelled.insert(*call) {
-                self.cancel(*call);
-                let call = *call;
-                self.jobs.spawn(async move {
-                    tokio::time::sleep(CANCEL_PATIENCE).await;
-                    Done::Overdue { call }
-                });
-            }
-        }
-        if running.is_empty() {
-            for call in others {
-                // A server before us may have started it.
-                if self.in_doubt.remove(&call) && self.life_before.is_some() {
-                    self.cancel(call);
-                }
-            }
-            let results = self.stopped.remove(&thread).unwrap_or_default();
-            fail::point("before_idle_commit");
-            self.append(None, |step| step.interrupt(thread, results.clone()))
-                .await?;
-            for (call, _) in results {
-                self.acknowledge(call);
-            }
-        }
-        Ok(())
-    }
-
-    fn cancel(&self, call: EventId) {
-        let inner = Arc::clone(&self.inner);
-        let (session, epoch) = (self.session, self.epoch);
-        self.inner.tasks.spawn(async move {
-            let cancelled = match inner.sandboxes.acquire(session, epoch).await {
-                Ok(sandbox) => sandbox.cancel(call.0).await.map_err(Into::into),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = cancelled {
-                tracing::warn!(%session, %error, "cannot cancel a call");
-            }
-        });
+    /// A request may follow in the append that makes it due. A drain leaves it to the next server, and new
+    /// resources come first.
+    fn may_ask(&self) -> bool {
+        !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some())
     }
 
     async fn finish(&mut self, done: Done) -> Result<(), Stopped> {
         match done {
-            Done::Waited => {
-                if self.waiting.take().is_some() && !self.inner.shutdown.is_cancelled() {
-                    let due: Vec<_> = self
-                        .machine
-                        .threads
-                        .iter()
-                        .filter(|t| t.status == Status::Rescheduling && !t.is_interrupted())
-                        .map(|t| t.id)
-                        .collect();
-                    for thread in due {
-                        self.ask(thread).await?;
-                    }
+            Done::Waited { thread } => {
+                if self.waiting.remove(&thread).is_some() && !self.inner.shutdown.is_cancelled() {
+                    self.ask_again(thread).await?;
                 }
                 Ok(())
             }
+            Done::Graded { span, graded } => self.graded(span, *graded).await,
+            Done::StillGrading { span } => self.still_grading(span).await,
             Done::Equipped { thread, briefing } => {
                 self.equipping = None;
                 self.equipped(thread, briefing).await
@@ -690,125 +392,9 @@ impl Runner {
             Done::Called {
                 thread,
                 call,
-                executed: Executed { result, new_life },
-            } => {
-                if self.calling.remove(&call).is_none() {
-                    return Ok(());
-                }
-                self.in_doubt.remove(&call);
-                if self.cancelled.remove(&call) {
-                    self.stopped.entry(thread).or_default().push((call, result));
-                    return Ok(());
-                }
-                // Calls beside each other lose it together, and it is told once.
-                let lost = new_life.is_some() && new_life != self.life_told;
-                self.life_told = new_life.or(self.life_told);
-                fail::point("before_result_commit");
-                let appended = self.result(thread, call, result, lost).await?;
-                fail::point("after_result_commit");
-                self.acknowledge(call);
-                if let Some((span, seq, at)) = appended {
-                    self.send(thread, span, seq, at).await?;
-                }
-                Ok(())
-            }
+                executed,
+            } => self.called(thread, call, executed).await,
         }
-    }
-
-    /// Appends a call's result, and with it the start of the next request when it was the last one.
-    async fn result(
-        &mut self,
-        thread: ThreadId,
-        call: EventId,
-        result: CallResult,
-        sandbox_lost: bool,
-    ) -> Result<Option<(EventId, i64, Timestamp)>, Stopped> {
-        let span = EventId::new();
-        let troubles = self.inner.sandboxes.unreachable(self.session);
-        // A drain leaves the next request to the next server, and new resources come first.
-        let go_on =
-            !self.inner.shutdown.is_cancelled() && (!self.equipped || self.briefing.is_some());
-        let appended = self
-            .append(None, |step| {
-                if sandbox_lost {
-                    step.sandbox_lost(thread);
-                }
-                step.trouble(thread, &troubles);
-                step.finish_call(thread, call, result.clone());
-                if go_on && step.machine.next().contains(&Next::Ask { thread }) {
-                    step.start_request(thread, span);
-                }
-            })
-            .await?;
-        Ok(appended.and_then(|appended| {
-            let row = appended.rows.iter().find(|row| row.id == span)?;
-            Some((span, row.seq, appended.at))
-        }))
-    }
-
-    /// The result is durable: the hands may forget it.
-    fn acknowledge(&self, call: EventId) {
-        if let Some(sandbox) = self.inner.sandboxes.connected(self.session) {
-            self.inner.tasks.spawn(async move {
-                // Not heard: the hands keep it until their next start.
-                let _ = sandbox.ack(call.0).await;
-            });
-        }
-    }
-
-    async fn answered(
-        &mut self,
-        thread: ThreadId,
-        span: EventId,
-        started_at: Timestamp,
-        answer: Answer,
-    ) -> Result<(), Stopped> {
-        let ledger = |outcome: &'static str, usage: crate::machine::ModelUsage| ModelRequest {
-            id: span,
-            thread,
-            model: self.spec.model().to_owned(),
-            route: self.inner.config.route.clone(),
-            started_at,
-            outcome,
-            input_tokens: usage.input_tokens,
-            output_tokens: usage.output_tokens,
-            cache_read_input_tokens: usage.cache_read_input_tokens,
-            cache_creation_input_tokens: usage.cache_creation_input_tokens,
-        };
-        match answer {
-            Answer::Response(response) => {
-                fail::point("before_response_commit");
-                let ledger = ledger("answered", response.usage);
-                self.append(Some(&ledger), |step| {
-                    step.finish_request(thread, span, response.clone());
-                })
-                .await?;
-                fail::point("after_response_commit");
-            }
-            Answer::Failed { error, usage } => {
-                metrics::counter!("selfsame_model_request_failures_total").increment(1);
-                tracing::warn!(session = %self.session, %error, "a model request failed");
-                let ledger = ledger("failed", usage);
-                let backoff = self.inner.config.backoff.clone();
-                let random: f64 = rand::random();
-                self.append_at(Some(&ledger), |step, now| {
-                    let failed = step.machine.thread(thread).map_or(1, |t| t.attempt + 1);
-                    let wait = error
-                        .retryable
-                        .then(|| backoff.wait(failed, ask::wait(&error), random))
-                        .flatten();
-                    let failure = Failure {
-                        error_type: ask::error_type(error.kind),
-                        message: error.message.clone(),
-                        retry_at: wait.map(|wait| now.after(wait)),
-                        usage,
-                    };
-                    step.fail_request(thread, span, failure);
-                })
-                .await?;
-            }
-        }
-        Ok(())
     }
 }
 

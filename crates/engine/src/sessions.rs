@@ -9,7 +9,7 @@ use selfsame_store::{
     LeaseChange, NewSession, Row, SessionRecord, SkillMount, StoreError,
 };
 use selfsame_types::{
-    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, FileId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
     agent::AgentSnapshot,
     event::EventType,
     inbound::{ConfirmationResult, InboundEvent},
@@ -19,7 +19,7 @@ use selfsame_types::{
 
 use crate::{
     Engine, Inner,
-    change::{change, text, works},
+    change::{change, text, thread_view, works},
     content, fail,
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
@@ -51,6 +51,8 @@ pub struct NewSessionRequest {
     pub events: Vec<InboundEvent>,
     /// What the agent's skills were resolved to, in their order.
     pub skills: Vec<SkillMount>,
+    /// They are there; in the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
     pub actor: Actor,
 }
 
@@ -131,12 +133,12 @@ impl Engine {
             Some(_) if !equipped => begin(&mut step),
             _ => Vec::new(),
         };
-        let (machine, events) = step.finish();
-        let change = change(&machine, events, now, LeaseChange::Keep);
+        let (machine, written) = step.finish();
+        let change = change(&machine, written, now, LeaseChange::Keep);
         let first = FirstState {
             status: change.status,
-            thread_status: change.threads[0].status,
-            thread_view: change.threads[0].view.clone(),
+            thread_status: machine.primary().status.as_str(),
+            thread_view: text(&thread_view(machine.primary(), now)),
             machine: change.machine,
             view: change.view,
             queued: change.queued,
@@ -162,6 +164,7 @@ impl Engine {
             equipped,
             resources,
             skills: request.skills,
+            vault_ids: request.vault_ids,
         };
         let created = inner
             .store
@@ -272,7 +275,7 @@ impl Engine {
                     } else {
                         begin(&mut step)
                     };
-                    let (machine, events) = step.finish();
+                    let (machine, written) = step.finish();
                     accepted = Accepted {
                         begun,
                         claimed: matches!(lease, LeaseChange::Claim(_)),
@@ -285,7 +288,7 @@ impl Engine {
                     };
                     Ok(Some(Change {
                         accepted: true,
-                        ..change(&machine, events, head.now, lease)
+                        ..change(&machine, written, head.now, lease)
                     }))
                 },
             )
@@ -383,7 +386,7 @@ impl Engine {
                 let mut new_id = EventId::new;
                 let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                 step.updated(edit.changed);
-                let (machine, events) = step.finish();
+                let (machine, written) = step.finish();
                 Ok(Some(Change {
                     touched: true,
                     cold: Some(Cold {
@@ -391,7 +394,7 @@ impl Engine {
                         metadata: edit.metadata,
                         agent: edit.agent,
                     }),
-                    ..change(&machine, events, head.now, LeaseChange::Keep)
+                    ..change(&machine, written, head.now, LeaseChange::Keep)
                 }))
             })
             .await?;
@@ -464,19 +467,18 @@ impl Engine {
                         End::Archive => "archive",
                         End::Delete => "delete",
                     })?;
-                    let (machine, events) = step.finish();
-                    // A deleted session's streams end with `session.deleted`, which is never stored.
-                    let events = if end == End::Delete {
-                        Vec::new()
-                    } else {
-                        events
-                    };
+                    let (machine, written) = step.finish();
                     let lease = LeaseChange::Release { unclean: false };
-                    Ok(Some(Change {
+                    let mut change = Change {
                         touched: true,
                         end: Some(end),
-                        ..change(&machine, events, head.now, lease)
-                    }))
+                        ..change(&machine, written, head.now, lease)
+                    };
+                    if end == End::Delete {
+                        // Its streams end with `session.deleted`, which is never stored.
+                        change.events.clear();
+                    }
+                    Ok(Some(change))
                 },
             )
             .await?;

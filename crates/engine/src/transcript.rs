@@ -2,16 +2,21 @@
 //!
 //! Built row by row and only ever extended, so the bytes of a prompt's prefix stay the same from
 //! request to request and the upstream's cache keeps hitting. A call without a result (cut off by an
-//! interrupt) is answered here with the usual text, because the upstream accepts no open ends.
+//! interrupt) is answered here with the usual text, because the upstream accepts no open ends. What comes
+//! in while the model speaks or calls run takes its place before the next request, where the model first
+//! sees it.
 
 use std::{borrow::Cow, collections::HashMap};
 
 use selfsame_store::Row;
-use selfsame_types::{EventId, event::EventType};
+use selfsame_types::{EventId, ThreadId, event::EventType, outcome::DefinedOutcome};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::machine::{INTERRUPTED, Private};
+use crate::{
+    machine::{HiddenCall, INTERRUPTED, Private},
+    outcomes,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,6 +47,10 @@ pub struct Transcript {
     /// Calls without a result, in the order they were made.
     open: Vec<EventId>,
     calls: HashMap<EventId, CallInfo>,
+    /// What the next request will show: messages of threads, an outcome, a grader's word.
+    held: Vec<Box<RawValue>>,
+    /// Blocks of the last message before the latest response, if that goes on with it.
+    base: usize,
     /// Position of the last row that went in.
     pub last_seq: i64,
 }
@@ -66,6 +75,21 @@ struct ToolAnswer {
     content: Option<Vec<Box<RawValue>>>,
     #[serde(default)]
     is_error: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Received {
+    #[serde(default)]
+    from_agent_name: Option<String>,
+    from_session_thread_id: ThreadId,
+    content: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Evaluated {
+    result: String,
+    iteration: u32,
+    explanation: String,
 }
 
 #[derive(Serialize)]
@@ -178,12 +202,12 @@ impl Transcript {
             EventType::UserMessage | EventType::SystemMessage if private.flushed => {}
             EventType::UserMessage => {
                 let Content { content } = serde_json::from_str(&row.body)?;
-                self.close_calls()?;
+                self.show_held()?;
                 self.push(Role::User, content);
             }
             EventType::SystemMessage => {
                 let Content { content } = serde_json::from_str(&row.body)?;
-                self.close_calls()?;
+                self.show_held()?;
                 self.push(Role::System, content);
             }
             EventType::AgentThinking => {
@@ -217,6 +241,45 @@ impl Transcript {
                     },
                 );
             }
+            EventType::SpanModelRequestStart => {
+                if !self.held.is_empty() {
+                    self.show_held()?;
+                }
+                self.base = match self.messages.last() {
+                    Some(last) if last.role == Role::Assistant => last.blocks.len(),
+                    _ => 0,
+                };
+            }
+            EventType::SpanModelRequestEnd => {
+                self.restore(private.hidden)?;
+            }
+            EventType::AgentThreadMessageReceived => {
+                let received: Received = serde_json::from_str(&row.body)?;
+                match private.answers {
+                    Some(call) => self.answer(call, &received.content, false)?,
+                    None => {
+                        if let Some(name) = &received.from_agent_name {
+                            let from = received.from_session_thread_id;
+                            self.hold(&format!("Message from thread {from} (agent `{name}`):"))?;
+                        }
+                        self.held.extend(received.content);
+                    }
+                }
+            }
+            EventType::UserDefineOutcome => {
+                let defined: DefinedOutcome = serde_json::from_str(&row.body)?;
+                self.hold(&outcomes::task(&defined.description))?;
+            }
+            EventType::SpanOutcomeEvaluationEnd => {
+                let Evaluated {
+                    result,
+                    iteration,
+                    explanation,
+                } = serde_json::from_str(&row.body)?;
+                if let Some(told) = outcomes::feedback(&result, iteration, &explanation) {
+                    self.hold(&told)?;
+                }
+            }
             EventType::AgentToolResult
             | EventType::AgentMcpToolResult
             | EventType::UserCustomToolResult => {
@@ -237,6 +300,69 @@ impl Transcript {
             Some(last) if last.role == role => last.blocks.extend(blocks),
             _ => self.messages.push(Message { role, blocks }),
         }
+    }
+
+    /// Keeps a text for the next request.
+    fn hold(&mut self, text: &str) -> Result<(), serde_json::Error> {
+        self.held.push(to_raw_value(&Text {
+            r#type: "text",
+            text,
+        })?);
+        Ok(())
+    }
+
+    /// A new message follows: what was kept comes first.
+    fn show_held(&mut self) -> Result<(), serde_json::Error> {
+        self.close_calls()?;
+        let held = std::mem::take(&mut self.held);
+        self.push(Role::User, held);
+        Ok(())
+    }
+
+    /// Puts calls that have no events back to their places in the response, and their results behind it.
+    fn restore(&mut self, hidden: Vec<HiddenCall>) -> Result<(), serde_json::Error> {
+        let mut results = Vec::new();
+        for call in hidden {
+            let HiddenCall {
+                id,
+                at,
+                model_id,
+                name,
+                input,
+                result,
+            } = call;
+            let block = to_raw_value(&ToolUse {
+                r#type: "tool_use",
+                id: &model_id,
+                name: &name,
+                input: &input,
+            })?;
+            let index = self.base + at;
+            match self.messages.last_mut() {
+                Some(last) if last.role == Role::Assistant => {
+                    last.blocks.insert(index.min(last.blocks.len()), block);
+                }
+                _ => self.push(Role::Assistant, vec![block]),
+            }
+            self.open.push(id);
+            self.calls.insert(
+                id,
+                CallInfo {
+                    model_id,
+                    name,
+                    input,
+                },
+            );
+            results.extend(result.map(|result| (id, result)));
+        }
+        for (id, result) in results {
+            let text = to_raw_value(&Text {
+                r#type: "text",
+                text: &result.text,
+            })?;
+            self.answer(id, std::slice::from_ref(&text), result.is_error)?;
+        }
+        Ok(())
     }
 
     fn answer(
@@ -269,6 +395,22 @@ impl Transcript {
             self.answer(call, std::slice::from_ref(&text), true)?;
         }
         Ok(())
+    }
+
+    /// What the model said last, if its last response said anything.
+    #[must_use]
+    pub fn last_message(&self) -> Option<String> {
+        let last = self.messages.last()?;
+        if last.role != Role::Assistant {
+            return None;
+        }
+        let texts: Vec<_> = last.blocks[self.base.min(last.blocks.len())..]
+            .iter()
+            .filter_map(|block| serde_json::from_str::<Readable<'_>>(block.get()).ok())
+            .filter(|block| block.r#type == "text")
+            .filter_map(|block| Some(block.text?.into_owned()))
+            .collect();
+        (!texts.is_empty()).then(|| texts.join("\n\n"))
     }
 
     /// Shows every text that clients and tools brought into the conversation.

@@ -4,6 +4,7 @@ mod control;
 mod demo;
 mod gate;
 pub mod messages;
+pub mod oauth;
 mod play;
 mod request;
 mod rule;

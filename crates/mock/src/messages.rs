@@ -13,7 +13,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
-    control, play,
+    control, oauth, play,
     request::Parsed,
     rule::Failure,
     script::{Chosen, Script},
@@ -32,6 +32,7 @@ pub fn router(script: Script) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/models/{id}", get(model))
         .merge(control::router())
+        .merge(oauth::router())
         .fallback(async || refuse(None, &Failure::new(404, "Not found")))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(script)

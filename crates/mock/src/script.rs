@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     demo,
     gate::Gates,
+    oauth::OAuth,
     request::Parsed,
     rule::{Broken, Rule, Step, parse},
     usage::{Cache, Input},
@@ -30,6 +31,7 @@ pub struct Script(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     gates: Gates,
+    oauth: OAuth,
     /// Ticks when the log changes.
     tick: watch::Sender<u64>,
     /// Ids must differ between mocks, too: conversations outlive them.
@@ -42,6 +44,7 @@ impl Default for Inner {
         Self {
             state: Mutex::default(),
             gates: Gates::default(),
+            oauth: OAuth::default(),
             tick: watch::Sender::default(),
             id_prefix: rand::random(),
             next_id: AtomicU64::new(1),
@@ -227,6 +230,12 @@ impl Script {
     /// Waits until a response is blocked at the gate.
     pub async fn wait_gate(&self, gate: &str) {
         self.0.gates.get(gate).reached().await;
+    }
+
+    /// The OAuth grants, and the MCP servers behind them.
+    #[must_use]
+    pub fn oauth(&self) -> &OAuth {
+        &self.0.oauth
     }
 
     pub(crate) fn gates(&self) -> &Gates {

@@ -294,16 +294,29 @@ pub fn refusal(error: &reqwest::Error) -> Option<&Refused> {
 ///
 /// # Errors
 /// [`NetError::TooLarge`] as soon as it is known, [`NetError::Read`] when the body breaks off.
-pub async fn read_limited(mut response: Response, max: usize) -> Result<Bytes, NetError> {
+pub async fn read_limited(response: Response, max: usize) -> Result<Bytes, NetError> {
     if response.content_length().is_some_and(|n| n > max as u64) {
         return Err(NetError::TooLarge(max));
     }
+    match read_start(response, max).await? {
+        (body, true) => Ok(body),
+        (_, false) => Err(NetError::TooLarge(max)),
+    }
+}
+
+/// Reads a body up to `max` bytes (after decompression), and whether that is all of it.
+///
+/// # Errors
+/// [`NetError::Read`] when the body breaks off before.
+pub async fn read_start(mut response: Response, max: usize) -> Result<(Bytes, bool), NetError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(NetError::Read)? {
-        if body.len() + chunk.len() > max {
-            return Err(NetError::TooLarge(max));
+        let room = max - body.len();
+        if chunk.len() > room {
+            body.extend_from_slice(&chunk[..room]);
+            return Ok((body.into(), false));
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body.into())
+    Ok((body.into(), true))
 }

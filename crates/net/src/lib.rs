@@ -20,7 +20,7 @@ mod tls;
 
 pub use client::{
     Chosen, Limits, NetError, OperatorOptions, guarded_client, guarded_client_with,
-    operator_client, read_limited, refusal, relay_client,
+    operator_client, read_limited, read_start, refusal, relay_client,
 };
 pub use dial::DialError;
 pub use hosts::{HostPattern, Hosts, NotAHost};

@@ -10,7 +10,7 @@ use selfsame_engine::{
     Engine, EngineConfig, FetchLimits, ImagesConfig, Parts, SandboxConfig, SearchConfig, Web,
     WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
-    vaults::Vaults,
+    vaults::VaultsConfig,
     webhooks::{UrlRules, WebhookBackoff, Webhooks, WebhooksConfig},
 };
 use selfsame_model::{
@@ -54,7 +54,7 @@ pub async fn engine(
             door,
             web: web(config)?,
             webhooks: webhooks(config)?,
-            vaults: Vaults::default(),
+            vaults: vaults(config)?,
         },
         engine_config,
     ))
@@ -269,6 +269,15 @@ pub fn web(config: &Config) -> anyhow::Result<Web> {
         ..OperatorOptions::default()
     };
     Web::new(settings, &policy(&config.net)?, &operator).context("the web tools")
+}
+
+/// How credentials are handled.
+///
+/// # Errors
+/// When a client cannot be built.
+pub fn vaults(config: &Config) -> anyhow::Result<VaultsConfig> {
+    let cache = Duration::from_secs(config.vaults.cache_seconds);
+    VaultsConfig::new(&policy(&config.net)?, cache).context("vaults")
 }
 
 /// Where webhooks may be delivered.

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use selfsame_engine::vaults::{ValidateError, VaultsError};
 use selfsame_store::{BlobError, StoreError};
 use selfsame_types::{ApiError, ErrorKind};
 
@@ -93,6 +94,16 @@ impl From<StoreError> for Error {
 impl From<BlobError> for Error {
     fn from(error: BlobError) -> Self {
         Self::Blob(error)
+    }
+}
+
+impl From<ValidateError> for Error {
+    fn from(error: ValidateError) -> Self {
+        match error {
+            ValidateError::Api(error) => Self::Api(error),
+            ValidateError::Vaults(VaultsError::Store(error)) => Self::Store(error),
+            ValidateError::Vaults(error) => Self::internal(error),
+        }
     }
 }
 

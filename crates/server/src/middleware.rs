@@ -206,7 +206,7 @@ fn admit(app: &App, principal: &Principal, request: &Request) -> Result<(), ApiE
 pub(crate) fn needs_beta(path: &str) -> Option<&'static str> {
     let mut segments = path.strip_prefix("/v1/")?.split('/');
     match (segments.next()?, segments.next()) {
-        ("agents" | "environments" | "sessions", _) => Some(BETA),
+        ("agents" | "environments" | "sessions" | "vaults", _) => Some(BETA),
         ("organizations", Some("webhooks")) => Some(WEBHOOKS_BETA),
         _ => None,
     }
@@ -250,7 +250,12 @@ mod tests {
 
     #[test]
     fn which_paths_need_it() {
-        for path in ["/v1/agents", "/v1/agents/x", "/v1/sessions/x/events"] {
+        for path in [
+            "/v1/agents",
+            "/v1/agents/x",
+            "/v1/sessions/x/events",
+            "/v1/vaults",
+        ] {
             assert_eq!(needs_beta(path), Some(BETA), "{path}");
         }
         for path in [

@@ -20,7 +20,7 @@ use crate::{
     extract::json_response,
     handlers::{
         agents, environments, events, files, models, operations, resources, sessions, skills,
-        streams, threads, webhooks,
+        streams, threads, vaults, webhooks,
     },
     middleware, openapi, unread,
 };
@@ -64,6 +64,20 @@ fn api() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(skills::versions::create, skills::versions::list))
         .routes(routes!(skills::versions::get, skills::versions::delete))
         .routes(routes!(skills::versions::content))
+        .routes(routes!(vaults::create, vaults::list))
+        .routes(routes!(vaults::get, vaults::update, vaults::delete))
+        .routes(routes!(vaults::archive))
+        .routes(routes!(
+            vaults::credentials::create,
+            vaults::credentials::list
+        ))
+        .routes(routes!(
+            vaults::credentials::get,
+            vaults::credentials::update,
+            vaults::credentials::delete
+        ))
+        .routes(routes!(vaults::credentials::archive))
+        .routes(routes!(vaults::credentials::validate))
         .routes(routes!(webhooks::create, webhooks::list))
         .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
         .routes(routes!(webhooks::regenerate_signing_secret))
@@ -129,8 +143,7 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 9] = [
-    ("vaults", "vaults"),
+const NOT_OFFERED: [(&str, &str); 8] = [
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
     ("deployment_runs", "deployments"),
@@ -176,7 +189,10 @@ mod tests {
                 "/v1/organizations/api_keys",
                 Some("the management of organizations"),
             ),
-            ("/v1/vaults/vlt_01/credentials", Some("vaults")),
+            (
+                "/v1/memory_stores/memstore_01/memories",
+                Some("memory stores"),
+            ),
             (
                 "/v1/environments/env_01/work/poll",
                 Some("self-hosted workers"),

@@ -21,7 +21,6 @@ use http_body_util::BodyExt as _;
 use selfsame_engine::{
     Engine, Parts,
     door::{Authority, Door},
-    vaults::Vaults,
 };
 use selfsame_model::{ModelError, Provider, Request as ModelRequest, ResponseStream};
 use selfsame_sandbox::{Backend, Duplex, Handle, Listed, SandboxError, Spec, Status};
@@ -31,6 +30,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+use zeroize::Zeroizing;
 
 use crate::{
     app::{App, key_for, new_deployment, new_token},
@@ -94,9 +94,10 @@ impl TestApp {
     pub async fn with_config(pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         change(&mut config);
+        let key = LocalKey::new(Zeroizing::new([7; 32]));
         let store = Store::from_pool(pool)
+            .with_sealer(Sealer::new(Arc::new(key)))
             .with_blobs(Blobs::memory())
-            .with_sealer(Sealer::new(Arc::new(LocalKey::new([7; 32].into()))))
             .with_file_limits(assembly::file_limits(&config));
         let models = assembly::models(&config.model);
         let settings = assembly::engine_config(&config);
@@ -112,7 +113,7 @@ impl TestApp {
                 door,
                 web: assembly::web(&config).unwrap(),
                 webhooks: assembly::webhooks(&config).unwrap(),
-                vaults: Vaults::default(),
+                vaults: assembly::vaults(&config).unwrap(),
             },
             settings,
         );

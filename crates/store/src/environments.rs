@@ -185,7 +185,7 @@ impl Store {
         .await
         .map_err(StoreError::from)?;
         let told = [WebhookEvent::new(WebhookEventType::EnvironmentUpdated, id)];
-        let hooked = emit(&mut tx, self, workspace, time(row.updated_at), &told).await?;
+        let hooked = emit(&mut tx, self, workspace, Some(time(row.updated_at)), &told).await?;
         tx.commit().await.map_err(StoreError::from)?;
         self.emitted(hooked);
         Ok(Some(row.try_into()?))

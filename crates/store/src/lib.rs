@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod vaults;
 mod webhooks;
 
 pub use agents::AgentFilter;
@@ -37,8 +38,8 @@ pub use images::{ImageKey, ImageState};
 pub use keys::{Actor, Audit, Deployment, Key, KeyKind, NewKey, Scope, TokenHash, Workspace};
 pub use leases::Claimed;
 pub use log::{
-    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, Row,
-    ThreadChange,
+    AppendError, Appended, Change, Cold, End, Guard, Head, LeaseChange, ModelRequest, NewThread,
+    Row, ThreadChange,
 };
 pub use notify::Listener;
 pub use resources::{
@@ -52,7 +53,9 @@ pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
 };
-
+pub use vaults::{
+    CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
+};
 pub use webhooks::{
     ClaimLimits, ClaimedDelivery, DeliveryFilter, DeliveryResult, ENDPOINT_LIMIT, EndpointPage,
     EndpointStart, NewSecret, Outcome, WebhookBacklog, WebhookOwner, WebhookRefusal, WebhookTarget,

@@ -84,6 +84,19 @@ pub struct ThreadChange {
     pub id: ThreadId,
     pub status: &'static str,
     pub view: String,
+    /// A client ends it with this.
+    pub archived: bool,
+}
+
+/// A thread that begins with an append.
+#[derive(Debug, Clone)]
+pub struct NewThread {
+    pub parent: ThreadId,
+    /// Among the session's threads, by creation; the primary one is 0.
+    pub position: i32,
+    /// What the thread shows as its `agent`, as JSON text.
+    pub agent: String,
+    pub change: ThreadChange,
 }
 
 /// What an append writes.
@@ -93,7 +106,9 @@ pub struct Change {
     pub machine: String,
     pub status: &'static str,
     pub view: String,
+    /// Those that change; others keep what they have.
     pub threads: Vec<ThreadChange>,
+    pub spawned: Vec<NewThread>,
     /// Positions of inputs that are still unprocessed, new ones included.
     pub queued: Vec<i64>,
     pub wake_at: Option<Timestamp>,
@@ -105,7 +120,8 @@ pub struct Change {
     /// Replaces what clients edit.
     pub cold: Option<Cold>,
     pub end: Option<End>,
-    pub request: Option<ModelRequest>,
+    /// For the ledger.
+    pub requests: Vec<ModelRequest>,
 }
 
 /// How a session ends for its clients.
@@ -202,6 +218,9 @@ impl Store {
             LeaseChange::Release { unclean } => (None, head.epoch, Some(unclean)),
         };
         let columns = Columns::of(&rows);
+        if !change.spawned.is_empty() {
+            insert_threads(&mut tx, &head, &change.spawned).await?;
+        }
         let told = webhooks::of_session(session, head.primary, &change.events, change.end);
         let happened = self.happened(head.workspace, &told).await?;
         // One statement, one round trip: the events, their threads, the state, the outbox.
@@ -219,9 +238,10 @@ impl Store {
                 UPDATE session_threads t
                 SET status = c.status, view = c.view,
                     updated_at = CASE WHEN t.status <> c.status THEN $2 ELSE t.updated_at END,
-                    archived_at = CASE WHEN $13 THEN COALESCE(t.archived_at, $2)
+                    archived_at = CASE WHEN c.archived THEN COALESCE(t.archived_at, $2)
                                        ELSE t.archived_at END
-                FROM unnest($14::uuid[], $15::text[], $16::text[]) AS c (id, status, view)
+                FROM unnest($13::boolean[], $14::uuid[], $15::text[], $16::text[])
+                  AS c (archived, id, status, view)
                 WHERE t.id = c.id
             )
             UPDATE session_state
@@ -248,7 +268,11 @@ impl Store {
             &columns.processed,
             &columns.bodies as _,
             &columns.privates as _,
-            change.end == Some(End::Archive),
+            &change
+                .threads
+                .iter()
+                .map(|t| t.archived)
+                .collect::<Vec<_>>(),
             &change.threads.iter().map(|t| t.id.0).collect::<Vec<_>>(),
             &change.threads.iter().map(|t| t.status).collect::<Vec<_>>() as _,
             &change
@@ -299,6 +323,18 @@ impl Store {
             )
             .execute(&mut *tx)
             .await?;
+            if end == End::Archive {
+                sqlx::query!(
+                    r#"
+                    UPDATE session_threads SET archived_at = $2
+                    WHERE session_id = $1 AND archived_at IS NULL
+                    "#,
+                    session.0,
+                    jiff_sqlx::Timestamp::from(head.now.inner()) as _,
+                )
+                .execute(&mut *tx)
+                .await?;
+            }
             if head.equipped {
                 // What is over needs no tokens.
                 resources::forget_tokens(&mut tx, session).await?;
@@ -323,7 +359,7 @@ impl Store {
             };
             audit(&mut *tx, entry).await?;
         }
-        if let Some(request) = &change.request {
+        for request in &change.requests {
             sqlx::query!(
                 r#"
                 INSERT INTO model_requests (id, workspace_id, session_id, thread_id, key_id,
@@ -524,6 +560,36 @@ async fn read_cold(
         metadata,
         agent,
     });
+    Ok(())
+}
+
+async fn insert_threads(
+    tx: &mut sqlx::PgConnection,
+    head: &Head,
+    threads: &[NewThread],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        r#"
+        INSERT INTO session_threads (id, session_id, parent_thread_id, position, agent, status,
+                                     view, created_at, updated_at)
+        SELECT id, $1, parent, position, agent, status, view, $2::timestamptz, $2
+        FROM unnest($3::uuid[], $4::uuid[], $5::integer[], $6::text[], $7::text[], $8::text[])
+          AS t (id, parent, position, agent, status, view)
+        "#,
+        head.session.0,
+        jiff_sqlx::Timestamp::from(head.now.inner()) as _,
+        &threads.iter().map(|t| t.change.id.0).collect::<Vec<_>>(),
+        &threads.iter().map(|t| t.parent.0).collect::<Vec<_>>(),
+        &threads.iter().map(|t| t.position).collect::<Vec<_>>(),
+        &threads.iter().map(|t| t.agent.as_str()).collect::<Vec<_>>() as _,
+        &threads.iter().map(|t| t.change.status).collect::<Vec<_>>() as _,
+        &threads
+            .iter()
+            .map(|t| t.change.view.as_str())
+            .collect::<Vec<_>>() as _,
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Creating a session: one query for what it is made of, one statement and one commit to make it.
 
 use selfsame_types::{
-    AgentId, EnvironmentId, KeyId, ServerId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    AgentId, EnvironmentId, KeyId, ServerId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
     agent::Agent,
     environment::Environment,
     event::NewEvent,
@@ -52,6 +52,8 @@ pub struct NewSession {
     pub resources: Vec<NewResource>,
     /// What it keeps of its agent's skills, in their order.
     pub skills: Vec<SkillMount>,
+    /// In the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
 }
 
 /// The hot half of a new session.
@@ -212,6 +214,7 @@ impl Store {
             equipped: new.equipped,
             resources: resources::text(&shown),
             agent: new.agent,
+            vault_ids: new.vault_ids,
             environment: new.environment,
             title: new.title,
             metadata: new.metadata,
@@ -241,6 +244,7 @@ async fn insert_session(
     let columns = Columns::of(rows);
     let last_seq = rows.last().map_or(0, |row| row.seq);
     let epoch = i64::from(first.owner.is_some());
+    let vaults: Vec<_> = new.vault_ids.iter().map(|vault| vault.0).collect();
     // One statement is a transaction by itself, and a round trip instead of four. The shared lock
     // holds off whoever archives or deletes the environment meanwhile.
     sqlx::query_scalar!(
@@ -252,8 +256,8 @@ async fn insert_session(
             ), session AS (
                 INSERT INTO sessions (id, workspace_id, agent_id, agent_version, environment_id,
                                       agent, environment, title, metadata, created_by, created_at,
-                                      equipped)
-                SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, $11::timestamptz, $33
+                                      equipped, vault_ids)
+                SELECT $1, $2, $3, $4, id, $6, $7, $8, $9, $10, $11::timestamptz, $33, $34
                 FROM environment
                 RETURNING id
             ), state AS (
@@ -277,7 +281,7 @@ async fn insert_session(
                                      $29::text[], $30::boolean[], $31::text[], $32::text[])
                   AS e (seq, event_id, thread_id, on_session, type, processed, body, private)
             )
-            SELECT webhook_emit($2, $11, $34) FROM session
+            SELECT webhook_emit($2, $11, $35) FROM session
             "#,
         new.id.0,
         new.workspace.0,
@@ -314,6 +318,7 @@ async fn insert_session(
         &columns.bodies as _,
         &columns.privates as _,
         new.equipped,
+        &vaults,
         happened as _,
     )
     .fetch_optional(executor)

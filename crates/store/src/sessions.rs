@@ -4,7 +4,7 @@
 //! session object. Everything that appends events goes through [`Store::append`](crate::Store::append).
 
 use selfsame_types::{
-    AgentId, EnvironmentId, SessionId, ThreadId, Timestamp, WorkspaceId, page::Order,
+    AgentId, EnvironmentId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId, page::Order,
 };
 use sqlx::{Postgres, QueryBuilder};
 
@@ -35,6 +35,8 @@ pub struct SessionRecord {
     pub equipped: bool,
     /// Its resources as the API shows them: a JSON array.
     pub resources: String,
+    /// In the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -58,6 +60,7 @@ struct SessionRow {
     epoch: i64,
     equipped: bool,
     resources: String,
+    vault_ids: Vec<uuid::Uuid>,
 }
 
 impl From<SessionRow> for SessionRecord {
@@ -82,6 +85,7 @@ impl From<SessionRow> for SessionRecord {
             epoch: row.epoch,
             equipped: row.equipped,
             resources: row.resources,
+            vault_ids: row.vault_ids.into_iter().map(VaultId).collect(),
         }
     }
 }
@@ -89,7 +93,8 @@ impl From<SessionRow> for SessionRecord {
 const COLUMNS: &str = "c.id, c.workspace_id, c.environment_id, c.agent, c.environment, c.title, \
      c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at, \
      clock_timestamp() AS now, s.primary_thread, s.last_seq, s.machine, s.epoch, \
-     c.equipped, CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS resources";
+     c.equipped, CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS resources, \
+     c.vault_ids";
 
 /// Position in a list by creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +164,8 @@ impl Store {
                    c.metadata, s.status, s.view, c.created_at, s.updated_at, c.archived_at,
                    clock_timestamp() AS "now!: jiff_sqlx::Timestamp", s.primary_thread, s.last_seq,
                    s.machine, s.epoch, c.equipped,
-                   CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS "resources!"
+                   CASE WHEN c.equipped THEN session_resources(c.id) ELSE '[]' END AS "resources!",
+                   c.vault_ids
             FROM sessions c JOIN session_state s ON s.session_id = c.id
             WHERE c.id = $1 AND c.deleted_at IS NULL
             "#,

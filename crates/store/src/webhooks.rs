@@ -98,13 +98,13 @@ impl Store {
     }
 }
 
-/// Tells the outbox of what a transaction has done, as of `at`. What it answers is for
+/// Tells the outbox of what a transaction has done, as of `at`, or as of now. What it answers is for
 /// [`Store::emitted`], after the commit.
 pub(crate) async fn emit(
     tx: &mut PgConnection,
     store: &Store,
     workspace: WorkspaceId,
-    at: Timestamp,
+    at: Option<Timestamp>,
     events: &[WebhookEvent],
 ) -> Result<Option<i32>, StoreError> {
     let happened = store.happened(workspace, events).await?;
@@ -112,9 +112,9 @@ pub(crate) async fn emit(
         return Ok(None);
     }
     let queued = sqlx::query_scalar!(
-        "SELECT webhook_emit($1, $2, $3)",
+        "SELECT webhook_emit($1, COALESCE($2, clock_timestamp()), $3)",
         workspace.0,
-        column(at) as _,
+        at.map(column) as _,
         happened as _,
     )
     .fetch_one(tx)

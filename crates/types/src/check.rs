@@ -73,3 +73,24 @@ pub(crate) fn http_url(at: impl Display, url: &str) -> Result<(), ApiError> {
     }
     Ok(())
 }
+
+/// A bare host name, or `*.` and one.
+pub(crate) fn host(host: &str) -> Result<(), String> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    if host.len() <= 255 && name.split('.').all(label) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{}` is not a host name; write \"example.com\" or \"*.example.com\", without scheme, port \
+         or path",
+        excerpt(host)
+    ))
+}

@@ -425,7 +425,7 @@ impl CloudConfig {
             let at = "config.networking.allowed_hosts";
             check::count(at, network.allowed_hosts.len(), 0..=MAX_LIST)?;
             for (index, host) in network.allowed_hosts.iter().enumerate() {
-                check_host(host)
+                check::host(host)
                     .map_err(|reason| ApiError::invalid(format!("{at}[{index}]: {reason}")))?;
             }
             if !self.packages.is_empty() && !network.allow_package_managers {
@@ -453,27 +453,6 @@ impl CloudConfig {
         }
         Ok(())
     }
-}
-
-/// A bare host name, or `*.` and one.
-fn check_host(host: &str) -> Result<(), String> {
-    let name = host.strip_prefix("*.").unwrap_or(host);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    if host.len() <= 255 && name.split('.').all(label) {
-        return Ok(());
-    }
-    Err(format!(
-        "`{}` is not a host name; write \"example.com\" or \"*.example.com\", without scheme, port \
-         or path",
-        check::excerpt(host)
-    ))
 }
 
 fn check_scope(scope: Option<EnvironmentScope>) -> Result<(), ApiError> {

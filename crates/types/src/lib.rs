@@ -24,6 +24,7 @@ pub mod skill;
 pub mod thread;
 pub mod time;
 pub mod tool;
+pub mod vault;
 pub mod webhook;
 mod wire;
 
@@ -54,6 +55,13 @@ mod tests {
         crate::skill::SkillVersionView,
         crate::skill::SkillView,
         crate::thread::Thread,
+        crate::vault::CreateCredential,
+        crate::vault::CreateVault,
+        crate::vault::Credential,
+        crate::vault::CredentialValidation,
+        crate::vault::UpdateCredential,
+        crate::vault::UpdateVault,
+        crate::vault::Vault,
         crate::webhook::CreateWebhookEndpoint,
         crate::webhook::WebhookDelivery,
         crate::webhook::WebhookEndpoint,

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 pub use params::{
     AgentOverrides, AgentParams, AgentWithOverridesParams, AgentWithOverridesType, Budget,
     BudgetType, CreateSession, ListSessions, Money, NewSession, SessionAgentUpdate, SessionFields,
-    UpdateSession, resolve_agent,
+    UpdateSession, no_vault, resolve_agent,
 };
 pub use resources::{
     AddResource, BranchCheckout, CommitCheckout, DeletedResource, DeletedResourceType,
@@ -19,8 +19,8 @@ pub use resources::{
     UPLOADS, UpdateResource, WORKSPACE, check_resources, check_token, no_file, repository,
 };
 pub use usage::{
-    CacheCreation, OutcomeEvaluation, OutcomeResult, RunningTime, ServerToolUse, SessionStats,
-    SessionUsage, SessionView, TokenTotals,
+    CacheCreation, OutcomeEvaluation, OutcomeEvaluationType, OutcomeResult, RunningTime,
+    ServerToolUse, SessionStats, SessionUsage, SessionView, TokenTotals,
 };
 
 use crate::{

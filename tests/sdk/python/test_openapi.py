@@ -41,6 +41,19 @@ MESSAGE = {"type": "user.message", "content": [{"type": "text", "text": "hi"}]}
 SKILL = b"---\nname: s\ndescription: d\n---\n"
 CUSTOM = {"type": "custom", "name": "lookup", "description": "d", "input_schema": {"type": "object"}}
 
+OAUTH = {
+    "type": "mcp_oauth",
+    "mcp_server_url": "https://mcp.example.com/mcp",
+    "access_token": "a",
+    "expires_at": "2099-01-01T00:00:00Z",
+    "refresh": {
+        "client_id": "c",
+        "refresh_token": "r",
+        "token_endpoint": "https://auth.example.com/token",
+        "token_endpoint_auth": {"type": "client_secret_post", "client_secret": "s"},
+    },
+}
+
 
 def packed() -> bytes:
     archive = io.BytesIO()
@@ -67,6 +80,8 @@ class World:
         self.file = self.file_id()
         self.skill = self.skill_id()
         self.resource = self.resource_id()
+        self.vault = self.vault_id()
+        self.credential = self.credential_id()
         self.model = raw.get("/v1/models").json()["data"][0]["id"]
 
     def post(self, path: str, **body: Any) -> Any:
@@ -110,6 +125,15 @@ class World:
         assert response.status_code == 200, response.text
         return response.json()["id"]
 
+    def vault_id(self) -> str:
+        return self.post("/v1/vaults", display_name="v")["id"]
+
+    def credential_id(self) -> str:
+        """A credential for a server of its own, in a vault that has room for it."""
+        url = f"https://{uuid.uuid4().hex}.example/mcp"
+        auth = {"type": "static_bearer", "mcp_server_url": url, "token": "t"}
+        return self.post(f"/v1/vaults/{self.vault}/credentials", auth=auth)["id"]
+
     def thread_id(self, session: str) -> str:
         return self.raw.get(f"/v1/sessions/{session}/threads").json()["data"][0]["id"]
 
@@ -126,6 +150,8 @@ class World:
             "resource_id": lambda: self.resource,
             "skill_id": lambda: self.skill,
             "version": lambda: "latest",
+            "vault_id": lambda: self.vault,
+            "credential_id": lambda: self.credential,
         }
         names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
         return {name: known[name]() for name in names if name in known}
@@ -186,6 +212,24 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("GET", "/v1/sessions/{session_id}/threads/{thread_id}"): lambda world: {},
     ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/events"): lambda world: {},
     ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/stream"): lambda world: {},
+    ("POST", "/v1/vaults"): lambda world: {"body": {"display_name": "v", "metadata": {"a": "b"}}},
+    ("GET", "/v1/vaults"): lambda world: {"query": {"limit": 2}},
+    ("GET", "/v1/vaults/{vault_id}"): lambda world: {},
+    ("POST", "/v1/vaults/{vault_id}"): lambda world: {"body": {"metadata": {"a": None}}},
+    ("DELETE", "/v1/vaults/{vault_id}"): lambda world: {"path_parameters": {"vault_id": world.vault_id()}},
+    ("POST", "/v1/vaults/{vault_id}/archive"): lambda world: {"path_parameters": {"vault_id": world.vault_id()}},
+    ("POST", "/v1/vaults/{vault_id}/credentials"): lambda world: {"body": {"auth": OAUTH}},
+    ("GET", "/v1/vaults/{vault_id}/credentials"): lambda world: {"query": {"limit": 2, "include_archived": True}},
+    ("GET", "/v1/vaults/{vault_id}/credentials/{credential_id}"): lambda world: {},
+    ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}"): lambda world: {
+        "body": {"auth": {"type": "static_bearer", "token": "t2"}}
+    },
+    ("DELETE", "/v1/vaults/{vault_id}/credentials/{credential_id}"): lambda world: {
+        "path_parameters": {"credential_id": world.credential_id()}
+    },
+    ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}/archive"): lambda world: {
+        "path_parameters": {"credential_id": world.credential_id()}
+    },
     # Archived with its session: archiving it again changes nothing.
     ("POST", "/v1/sessions/{session_id}/threads/{thread_id}/archive"): lambda world: {
         "path_parameters": {"session_id": world.archived, "thread_id": world.thread_id(world.archived)}

@@ -1,6 +1,6 @@
 //! What clients send: accepted or refused as a whole, under the session's lock.
 
-use selfsame_types::{ApiError, EventId, SessionId, ThreadId, event::Processed};
+use selfsame_types::{ApiError, EventId, OutcomeId, SessionId, ThreadId, event::Processed};
 
 use super::{
     CallKind, CallState, Payload, QueuedKind, Status, Step, StopReason, step::INTERRUPTED,
@@ -30,6 +30,12 @@ pub enum InputKind {
     CustomResult {
         call: EventId,
     },
+    /// The fields name the outcome by its new id.
+    DefineOutcome {
+        outcome: OutcomeId,
+        description: String,
+        max_iterations: u32,
+    },
 }
 
 /// The only inputs that a waiting session takes, as the API words it.
@@ -52,6 +58,7 @@ impl Step<'_> {
             let before = index.checked_sub(1).map(|before| &inputs[before].kind);
             self.accept_one(index, input, before, &mut answered)?;
         }
+        let mut partly = false;
         for thread in answered {
             // Answers to some of the calls: the client is told which are left.
             let left = self
@@ -59,8 +66,13 @@ impl Step<'_> {
                 .filter(|t| t.status == Status::Idle)
                 .map(|t| t.waiting());
             if let Some(event_ids) = left.filter(|ids| !ids.is_empty()) {
-                self.idle(thread, StopReason::RequiresAction { event_ids });
+                let stop = StopReason::RequiresAction { event_ids };
+                self.emit(thread, &Payload::ThreadIdle { stop });
+                partly = true;
             }
+        }
+        if partly {
+            self.rest(StopReason::EndTurn);
         }
         Ok(())
     }
@@ -80,7 +92,27 @@ impl Step<'_> {
                     self.refuse_while_waiting()?;
                 }
                 self.queue(primary, QueuedKind::Message, fields);
-                self.start_queued(primary);
+                self.wake(primary);
+            }
+            InputKind::DefineOutcome {
+                outcome,
+                description,
+                max_iterations,
+            } => {
+                if self.machine.status == Status::Idle {
+                    self.refuse_while_waiting()?;
+                }
+                self.refuse_second_outcome(index)?;
+                self.emit(
+                    primary,
+                    &Payload::DefineOutcome {
+                        fields,
+                        outcome: *outcome,
+                        description: description.clone(),
+                        max_iterations: *max_iterations,
+                    },
+                );
+                self.wake(primary);
             }
             InputKind::System => {
                 // It belongs to the event before it; alone it must not come between a call and its
@@ -94,10 +126,10 @@ impl Step<'_> {
                 self.queue(primary, QueuedKind::System, fields);
             }
             InputKind::Interrupt { thread } => {
-                let targets = self.interrupt_targets(index, *thread)?;
-                for target in targets {
-                    self.interrupt_input(target, &fields);
+                if let Some(thread) = thread {
+                    self.check_thread(index, *thread)?;
                 }
+                self.interrupt_input(*thread, fields);
             }
             InputKind::Confirmation {
                 call,
@@ -158,67 +190,80 @@ impl Step<'_> {
                 fields,
                 flushed: false,
             },
-            QueuedKind::Interrupt => Payload::Interrupt { fields },
+            QueuedKind::Interrupt => Payload::Interrupt { fields, all: false },
+            QueuedKind::InterruptAll => Payload::Interrupt { fields, all: true },
         };
         let id = self.new_id();
         self.emit_as(id, thread, Processed::Queued, &payload);
     }
 
-    fn interrupt_targets(
-        &self,
-        index: usize,
-        thread: Option<ThreadId>,
-    ) -> Result<Vec<ThreadId>, ApiError> {
-        let Some(id) = thread else {
-            // One event, one echo: it stands in the primary's log and reaches every thread from there.
-            return Ok(vec![self.machine.primary().id]);
-        };
-        match self.thread(id) {
-            None => Err(ApiError::invalid(format!(
-                "Invalid user.interrupt event at events[{index}]: session_thread_id `{id}` is not a \
-                 thread of this session"
-            ))),
-            Some(state) if state.status == Status::Terminated => Err(ApiError::invalid(format!(
-                "Invalid user.interrupt event at events[{index}]: thread `{id}` is terminated"
-            ))),
-            Some(_) => Ok(vec![id]),
+    fn check_thread(&self, index: usize, id: ThreadId) -> Result<(), ApiError> {
+        if self.thread(id).is_some() {
+            return Ok(());
         }
+        Err(ApiError::invalid(format!(
+            "Invalid user.interrupt event at events[{index}]: session_thread_id `{id}` is not a thread \
+             of this session, or is terminated"
+        )))
     }
 
-    fn interrupt_input(&mut self, thread: ThreadId, fields: &str) {
-        let Some(state) = self.thread(thread) else {
-            return;
+    /// `None`: of the whole session. One event, one echo: it stands in the primary thread's log and
+    /// reaches every thread from there.
+    fn interrupt_input(&mut self, thread: Option<ThreadId>, fields: String) {
+        let target = thread.unwrap_or(self.machine.primary().id);
+        let works = match thread {
+            None => self.machine.status != Status::Idle,
+            Some(id) => self.thread(id).is_some_and(super::Thread::works),
         };
-        let calls: Vec<_> = state
-            .calls
-            .iter()
-            .map(|call| (call.id, call.kind))
-            .collect();
-        if state.status != Status::Idle {
+        // One that waits is carried out first.
+        let waits = self
+            .thread(target)
+            .is_some_and(super::Thread::is_interrupted);
+        if works || waits {
             // The runner stops what is in flight, then carries it out.
-            self.queue(thread, QueuedKind::Interrupt, fields.to_owned());
+            let kind = match thread {
+                None => QueuedKind::InterruptAll,
+                Some(_) => QueuedKind::Interrupt,
+            };
+            self.queue(target, kind, fields);
             return;
         }
-        self.emit(
-            thread,
-            &Payload::Interrupt {
-                fields: fields.to_owned(),
-            },
-        );
-        if !calls.is_empty() {
-            self.drop_calls(thread, &calls);
-            self.idle(thread, StopReason::EndTurn);
+        let all = thread.is_none();
+        let rested = self.waits(target) || all && !self.machine.waiting().is_empty();
+        let until = self.next_seq();
+        self.emit(target, &Payload::Interrupt { fields, all });
+        if target == self.machine.primary().id {
+            self.end_outcomes_before(until);
+        }
+        if all {
+            self.drop_waiting();
+        } else if rested {
+            self.drop_calls(target);
+            let stop = StopReason::EndTurn;
+            self.emit(target, &Payload::ThreadIdle { stop });
+        }
+        if rested {
+            self.rest(StopReason::EndTurn);
             // What was sent while the turn still ran has been waiting for its end.
-            self.start_queued(thread);
+            let primary = self.machine.primary().id;
+            self.wake(primary);
         }
     }
 
-    /// Gives calls that will never run the result the model is to see. A custom call has none in the
-    /// log; the transcript makes one up.
-    pub(super) fn drop_calls(&mut self, thread: ThreadId, calls: &[(EventId, CallKind)]) {
+    fn waits(&self, thread: ThreadId) -> bool {
+        self.thread(thread).is_some_and(|t| !t.calls.is_empty())
+    }
+
+    /// Gives calls that will never run the result the model is to see. Those that have no result event
+    /// (a custom tool's, a question to an advisor) have none in the log; the transcript makes one up.
+    pub(super) fn drop_calls(&mut self, thread: ThreadId) {
+        let calls: Vec<_> = self
+            .thread(thread)
+            .map(|t| t.calls.iter().map(|call| (call.id, call.kind)).collect())
+            .unwrap_or_default();
         for (call, kind) in calls {
-            if *kind != CallKind::Custom {
-                self.result(thread, *call, INTERRUPTED, true);
+            if matches!(kind, CallKind::Builtin | CallKind::Mcp) {
+                self.result(thread, call, INTERRUPTED, true);
             }
         }
     }
@@ -242,7 +287,7 @@ impl Step<'_> {
                 CallKind::Custom => {
                     "is a custom tool call; answer it with `user.custom_tool_result`"
                 }
-                CallKind::Builtin | CallKind::Mcp => {
+                CallKind::Builtin | CallKind::Mcp | CallKind::Advice => {
                     "waits for a confirmation; answer it with `user.tool_confirmation`"
                 }
             },
@@ -300,13 +345,9 @@ impl Step<'_> {
             Status::Terminated => Ok(()),
             Status::Idle => {
                 let primary = self.machine.primary().id;
-                let threads: Vec<_> = self
-                    .machine
-                    .threads
-                    .iter()
-                    .filter(|t| t.status != Status::Terminated)
-                    .map(|t| t.id)
-                    .collect();
+                let mut threads: Vec<_> = self.machine.threads.iter().map(|t| t.id).collect();
+                // The primary thread is the last one.
+                threads.rotate_left(1);
                 for thread in threads {
                     // Nobody will read what is still queued, but it has been dealt with.
                     self.process_messages(thread, true);
@@ -316,6 +357,39 @@ impl Step<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Ends one thread for good. `false`: it is over already, or never was.
+    ///
+    /// # Errors
+    /// 400 for the primary thread, and while the thread works.
+    pub fn archive_thread(&mut self, thread: ThreadId) -> Result<bool, ApiError> {
+        let Some(state) = self.thread(thread) else {
+            return Ok(false);
+        };
+        if state.is_primary() {
+            return Err(ApiError::invalid(
+                "Cannot archive the primary thread of a session: archive the session instead",
+            ));
+        }
+        if state.works() {
+            return Err(ApiError::invalid(format!(
+                "Cannot archive thread {thread} while it is {}: send `user.interrupt` with its \
+                 `session_thread_id`, wait for `session.thread_status_idle`, then try again",
+                state.status.as_str()
+            )));
+        }
+        let waited = !state.calls.is_empty();
+        self.emit(thread, &Payload::ThreadTerminated);
+        if waited && self.machine.status == Status::Idle {
+            // The session waited for this thread, too: it says what it waits for now.
+            let stop = match &self.machine.primary().stop {
+                Some(stop) => stop.clone(),
+                None => StopReason::EndTurn,
+            };
+            self.rest(stop);
+        }
+        Ok(true)
     }
 
     /// Tells what an update changed. A session that is over has no more to tell.

@@ -8,14 +8,20 @@
 //! ```text
 //!            inputs.rs: what clients send          work.rs: what the runner did
 //!                     \                                  /
-//!                      Step::emit -> Machine::fold -> Step::settle (idle? resume?)
+//!                      Step::emit -> Machine::fold -> Step::settle (idle? resume? grade?)
 //!                                        |
 //!                       next.rs: what the runner should do now
 //! ```
+//!
+//! A session's threads run beside each other: the primary one, the children that it has started
+//! (coordinate.rs), and advisors that it asks. An outcome (outcome.rs) is what the primary thread works
+//! towards: when all is quiet, its work is graded before the session may idle.
 
+mod coordinate;
 mod fold;
 mod inputs;
 mod next;
+mod outcome;
 mod payload;
 mod step;
 mod work;
@@ -26,13 +32,15 @@ mod tests;
 use selfsame_types::{CredentialId, EventId, ThreadId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+pub use coordinate::{Coordination, MAX_CHILDREN};
 pub use inputs::{Input, InputKind};
 pub use next::Next;
+pub use outcome::Outcome;
 pub use payload::{
-    About, ErrorType, McpTool, ModelUsage, Payload, Permission, Private, RetryStatus, StopReason,
-    Trouble,
+    About, ErrorType, HiddenCall, HiddenResult, McpTool, ModelUsage, Payload, Permission, Private,
+    RetryStatus, StopReason, Trouble,
 };
-pub use step::{INTERRUPTED, Step};
+pub use step::{INTERRUPTED, Spawned, Step, Written};
 pub use work::{
     BlockContent, CallResult, Failure, NewCall, Response, ResponseBlock, Sequel, Verdict,
 };
@@ -63,8 +71,16 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     pub status: Status,
-    /// The primary thread comes first.
+    /// The primary thread comes first, then its children in the order they came. One that is over is
+    /// here no more.
     pub threads: Vec<Thread>,
+    /// Children that there have ever been.
+    pub spawned: u32,
+    /// In the order of their definition. At most one is not over, or two, of which an accepted interrupt
+    /// is going to end the first.
+    pub outcomes: Vec<Outcome>,
+    /// Of threads that are over, and of graders.
+    pub past: Past,
     /// Time with at least one thread running, up to `running_since`.
     pub active_us: i64,
     pub running_since: Option<Timestamp>,
@@ -75,10 +91,31 @@ pub struct Machine {
     pub unreachable: Vec<CredentialId>,
 }
 
+/// What no thread of the state has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    pub usage: ModelUsage,
+    pub active_us: i64,
+}
+
+/// What a thread is to its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Primary,
+    /// Works for the primary thread, as often as that sends it something.
+    Child,
+    /// Answers one question of the primary thread: this call.
+    Advisor {
+        call: EventId,
+    },
+}
+
 /// One conversation with a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Thread {
     pub id: ThreadId,
+    pub role: Role,
     pub agent_name: String,
     pub status: Status,
     /// Why it idles; `None` until it first does.
@@ -91,6 +128,10 @@ pub struct Thread {
     pub request: Option<EventId>,
     /// The model has something to answer: new input or complete results.
     pub due: bool,
+    /// Position of the newest message of a thread, or of the session itself, that no request has shown.
+    pub mail: Option<i64>,
+    /// An accepted interrupt of the session is to stop it.
+    pub stopping: bool,
     /// How the turn ends when nothing is left to do.
     pub sequel: StopReason,
     /// Failures in a row of the present request.
@@ -120,7 +161,17 @@ pub struct QueuedInput {
 pub enum QueuedKind {
     Message,
     System,
+    /// Of the thread in whose queue it is.
     Interrupt,
+    /// Of every thread; it stands in the primary thread's queue.
+    InterruptAll,
+}
+
+impl QueuedKind {
+    #[must_use]
+    pub fn is_interrupt(self) -> bool {
+        matches!(self, Self::Interrupt | Self::InterruptAll)
+    }
 }
 
 /// A call that the model made and that has no result.
@@ -142,6 +193,8 @@ pub enum CallKind {
     Mcp,
     /// Runs at the client.
     Custom,
+    /// A question to an advisor: its thread answers it. Clients see no such call.
+    Advice,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,14 +220,15 @@ impl Call {
     /// The runner may execute it.
     #[must_use]
     pub fn is_runnable(&self) -> bool {
-        matches!(self.state, CallState::Ready | CallState::Allowed)
+        self.kind != CallKind::Advice && matches!(self.state, CallState::Ready | CallState::Allowed)
     }
 }
 
 impl Thread {
-    fn new(id: ThreadId, agent_name: String) -> Self {
+    fn new(id: ThreadId, role: Role, agent_name: String) -> Self {
         Self {
             id,
+            role,
             agent_name,
             status: Status::Idle,
             stop: None,
@@ -182,6 +236,8 @@ impl Thread {
             calls: Vec::new(),
             request: None,
             due: false,
+            mail: None,
+            stopping: false,
             sequel: StopReason::EndTurn,
             attempt: 0,
             wake_at: None,
@@ -193,6 +249,17 @@ impl Thread {
         }
     }
 
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.role == Role::Primary
+    }
+
+    /// It runs, or waits for another attempt to.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        matches!(self.status, Status::Running | Status::Rescheduling)
+    }
+
     /// It has run, or runs now.
     #[must_use]
     pub fn has_run(&self) -> bool {
@@ -202,9 +269,13 @@ impl Thread {
     /// An interrupt has been accepted and not yet carried out.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
-        self.queue
-            .iter()
-            .any(|input| input.kind == QueuedKind::Interrupt)
+        self.stopping || self.queue.iter().any(|input| input.kind.is_interrupt())
+    }
+
+    /// Something was sent to it that its next request is to answer.
+    #[must_use]
+    fn has_input(&self) -> bool {
+        self.mail.is_some() || self.queue.iter().any(|i| i.kind == QueuedKind::Message)
     }
 
     /// Ids of the calls that wait for a client.
@@ -234,7 +305,10 @@ impl Machine {
     pub fn new(primary: ThreadId, agent_name: String) -> Self {
         Self {
             status: Status::Idle,
-            threads: vec![Thread::new(primary, agent_name)],
+            threads: vec![Thread::new(primary, Role::Primary, agent_name)],
+            spawned: 0,
+            outcomes: Vec::new(),
+            past: Past::default(),
             active_us: 0,
             running_since: None,
             ended_at: None,
@@ -269,7 +343,7 @@ impl Machine {
     pub fn usage(&self) -> ModelUsage {
         self.threads
             .iter()
-            .fold(ModelUsage::default(), |mut sum, thread| {
+            .fold(self.past.usage, |mut sum, thread| {
                 sum.add(&thread.usage);
                 sum
             })
@@ -302,6 +376,8 @@ impl Machine {
                 Status::Running => Some(now),
                 Status::Rescheduling if thread.is_interrupted() => Some(now),
                 Status::Rescheduling => Some(thread.wake_at.unwrap_or(now)),
+                // An interrupt of the session that waits for its other threads.
+                Status::Idle if thread.is_interrupted() => Some(now),
                 Status::Idle | Status::Terminated => None,
             })
             .min()

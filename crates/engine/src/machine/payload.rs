@@ -1,12 +1,14 @@
 //! What events say, before they become JSON text.
 
 use selfsame_types::{
-    CredentialId, EventId, Timestamp, VaultId,
+    CredentialId, EventId, OutcomeId, ThreadId, Timestamp, VaultId,
     event::{EventType, fields},
     session::SessionUsage,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
+
+use super::{Role, outcome::EvaluationResult};
 
 /// Tokens as the API counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,41 @@ impl ModelUsage {
         self.ephemeral_5m_input_tokens += other.ephemeral_5m_input_tokens;
         self.ephemeral_1h_input_tokens += other.ephemeral_1h_input_tokens;
         self.web_search_requests += other.web_search_requests;
+    }
+
+    /// Less what has been counted already.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens - other.input_tokens,
+            output_tokens: self.output_tokens - other.output_tokens,
+            cache_creation_input_tokens: self.cache_creation_input_tokens
+                - other.cache_creation_input_tokens,
+            cache_read_input_tokens: self.cache_read_input_tokens - other.cache_read_input_tokens,
+            ephemeral_5m_input_tokens: self.ephemeral_5m_input_tokens
+                - other.ephemeral_5m_input_tokens,
+            ephemeral_1h_input_tokens: self.ephemeral_1h_input_tokens
+                - other.ephemeral_1h_input_tokens,
+            web_search_requests: self.web_search_requests - other.web_search_requests,
+        }
+    }
+
+    /// As a span shows it.
+    fn span(&self) -> serde_json::Value {
+        json!({
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cache_creation_input_tokens": self.cache_creation_input_tokens,
+            "cache_read_input_tokens": self.cache_read_input_tokens,
+        })
+    }
+
+    /// What a span does not show.
+    fn ephemeral(&self) -> (i64, i64) {
+        (
+            self.ephemeral_5m_input_tokens,
+            self.ephemeral_1h_input_tokens,
+        )
     }
 }
 
@@ -154,6 +191,14 @@ pub enum Payload {
     },
     Interrupt {
         fields: String,
+        /// Of every thread, not only of the one in whose log it stands.
+        all: bool,
+    },
+    DefineOutcome {
+        fields: String,
+        outcome: OutcomeId,
+        description: String,
+        max_iterations: u32,
     },
     Confirmation {
         fields: String,
@@ -198,10 +243,28 @@ pub enum Payload {
         mcp: bool,
     },
 
+    /// A thread's message to another one: on the sender's side ..
+    MessageSent {
+        to: ThreadId,
+        /// `None` for the primary thread, which has no other name.
+        to_agent: Option<String>,
+        content: Box<RawValue>,
+    },
+    /// .. and on the receiver's.
+    MessageReceived {
+        from: ThreadId,
+        from_agent: Option<String>,
+        content: Box<RawValue>,
+        /// The hidden call whose result it is; otherwise it is a message of its own.
+        answers: Option<EventId>,
+    },
+
     Error {
         error_type: ErrorType,
         message: String,
         retry: RetryStatus,
+        /// Of a grader's attempt: that has no span of its own.
+        spent: ModelUsage,
     },
     Trouble(Trouble),
     SessionRunning,
@@ -215,6 +278,11 @@ pub enum Payload {
     },
     SessionUsage {
         usage: SessionUsage,
+    },
+    ThreadCreated {
+        thread: ThreadId,
+        agent_name: String,
+        role: Role,
     },
     ThreadRunning,
     ThreadIdle {
@@ -235,7 +303,47 @@ pub enum Payload {
         again: bool,
         /// How the turn ends when no call is left.
         sequel: StopReason,
+        /// Calls of the response that clients do not see.
+        hidden: Vec<HiddenCall>,
     },
+
+    EvaluationStart {
+        outcome: OutcomeId,
+        iteration: u32,
+    },
+    EvaluationOngoing {
+        outcome: OutcomeId,
+        iteration: u32,
+    },
+    EvaluationEnd {
+        /// `None`: an interrupt came before any start.
+        start: Option<EventId>,
+        outcome: OutcomeId,
+        iteration: u32,
+        result: EvaluationResult,
+        explanation: String,
+        usage: ModelUsage,
+    },
+}
+
+/// A call by which the primary thread's model directs other threads. It has no event of its own: the
+/// transcript puts it back into its response from here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HiddenCall {
+    pub id: EventId,
+    /// Blocks of the response before it.
+    pub at: usize,
+    pub model_id: String,
+    pub name: String,
+    pub input: Box<RawValue>,
+    /// `None`: a message that is received later brings it.
+    pub result: Option<HiddenResult>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HiddenResult {
+    pub text: String,
+    pub is_error: bool,
 }
 
 /// The engine's own notes beside an event; what is absent says nothing.
@@ -269,6 +377,18 @@ pub struct Private {
     /// Searches of the web that a call took.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub searches: u32,
+    /// Calls of a response that clients do not see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<HiddenCall>,
+    /// The hidden call that a message answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<EventId>,
+    /// What a new thread is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Tokens that no public field of the event tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<ModelUsage>,
 }
 
 #[expect(
@@ -293,6 +413,7 @@ impl Payload {
             Self::Message { .. } => EventType::UserMessage,
             Self::System { .. } => EventType::SystemMessage,
             Self::Interrupt { .. } => EventType::UserInterrupt,
+            Self::DefineOutcome { .. } => EventType::UserDefineOutcome,
             Self::Confirmation { .. } => EventType::UserToolConfirmation,
             Self::CustomResult { .. } => EventType::UserCustomToolResult,
             Self::AgentMessage { .. } => EventType::AgentMessage,
@@ -302,6 +423,8 @@ impl Payload {
             Self::CustomToolUse { .. } => EventType::AgentCustomToolUse,
             Self::ToolResult { mcp: false, .. } => EventType::AgentToolResult,
             Self::ToolResult { mcp: true, .. } => EventType::AgentMcpToolResult,
+            Self::MessageSent { .. } => EventType::AgentThreadMessageSent,
+            Self::MessageReceived { .. } => EventType::AgentThreadMessageReceived,
             Self::Error { .. } | Self::Trouble(_) => EventType::SessionError,
             Self::SessionRunning => EventType::SessionStatusRunning,
             Self::SessionIdle { .. } => EventType::SessionStatusIdle,
@@ -309,13 +432,55 @@ impl Payload {
             Self::SessionTerminated => EventType::SessionStatusTerminated,
             Self::SessionUpdated { .. } => EventType::SessionUpdated,
             Self::SessionUsage { .. } => EventType::SessionUsage,
+            Self::ThreadCreated { .. } => EventType::SessionThreadCreated,
             Self::ThreadRunning => EventType::SessionThreadStatusRunning,
             Self::ThreadIdle { .. } => EventType::SessionThreadStatusIdle,
             Self::ThreadRescheduled { .. } => EventType::SessionThreadStatusRescheduled,
             Self::ThreadTerminated => EventType::SessionThreadStatusTerminated,
             Self::RequestStart => EventType::SpanModelRequestStart,
             Self::RequestEnd { .. } => EventType::SpanModelRequestEnd,
+            Self::EvaluationStart { .. } => EventType::SpanOutcomeEvaluationStart,
+            Self::EvaluationOngoing { .. } => EventType::SpanOutcomeEvaluationOngoing,
+            Self::EvaluationEnd { .. } => EventType::SpanOutcomeEvaluationEnd,
         }
+    }
+
+    /// It is about the session, whichever thread it comes from.
+    #[must_use]
+    pub fn is_of_session(&self) -> bool {
+        matches!(
+            self,
+            Self::Error { .. }
+                | Self::Trouble(_)
+                | Self::SessionRunning
+                | Self::SessionIdle { .. }
+                | Self::SessionRescheduled
+                | Self::SessionTerminated
+                | Self::SessionUpdated { .. }
+                | Self::SessionUsage { .. }
+                | Self::ThreadCreated { .. }
+        )
+    }
+
+    /// The session's own list shows it, too, when it is another thread's: its status, calls that wait for
+    /// a client, and what clients send.
+    #[must_use]
+    pub fn is_cross_posted(&self) -> bool {
+        matches!(
+            self,
+            Self::ThreadRunning
+                | Self::ThreadIdle { .. }
+                | Self::ThreadRescheduled { .. }
+                | Self::ThreadTerminated
+                | Self::CustomToolUse { .. }
+                | Self::ToolUse {
+                    permission: Permission::Ask,
+                    ..
+                }
+                | Self::Confirmation { .. }
+                | Self::CustomResult { .. }
+                | Self::Interrupt { .. }
+        )
     }
 
     /// The inside of the event's JSON object. Thread events name their thread.
@@ -325,7 +490,8 @@ impl Payload {
         match self {
             Self::Message { fields, .. }
             | Self::System { fields, .. }
-            | Self::Interrupt { fields }
+            | Self::Interrupt { fields, .. }
+            | Self::DefineOutcome { fields, .. }
             | Self::Confirmation { fields, .. }
             | Self::CustomResult { fields, .. }
             | Self::SessionUpdated { fields } => fields.clone(),
@@ -389,10 +555,48 @@ impl Payload {
                     is_error: *is_error,
                 })
             }
+            Self::MessageSent {
+                to,
+                to_agent,
+                content,
+            } => {
+                #[derive(Serialize)]
+                struct Fields<'a> {
+                    to_session_thread_id: ThreadId,
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    to_agent_name: Option<&'a str>,
+                    content: &'a RawValue,
+                }
+                fields(&Fields {
+                    to_session_thread_id: *to,
+                    to_agent_name: to_agent.as_deref(),
+                    content,
+                })
+            }
+            Self::MessageReceived {
+                from,
+                from_agent,
+                content,
+                ..
+            } => {
+                #[derive(Serialize)]
+                struct Fields<'a> {
+                    from_session_thread_id: ThreadId,
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    from_agent_name: Option<&'a str>,
+                    content: &'a RawValue,
+                }
+                fields(&Fields {
+                    from_session_thread_id: *from,
+                    from_agent_name: from_agent.as_deref(),
+                    content,
+                })
+            }
             Self::Error {
                 error_type,
                 message,
                 retry,
+                ..
             } => fields(&json!({
                 "error": {"type": error_type, "message": message, "retry_status": {"type": retry}},
             })),
@@ -423,6 +627,11 @@ impl Payload {
             Self::ThreadIdle { stop } => {
                 format!("{},{}", fields(&named), fields(&stop.fields()))
             }
+            Self::ThreadCreated {
+                thread, agent_name, ..
+            } => fields(&json!({
+                "session_thread_id": thread, "agent_name": agent_name, "workflow_run_id": null,
+            })),
             Self::ThreadRunning | Self::ThreadRescheduled { .. } | Self::ThreadTerminated => {
                 fields(&named)
             }
@@ -434,12 +643,27 @@ impl Payload {
             } => fields(&json!({
                 "model_request_start_id": start,
                 "is_error": failed,
-                "model_usage": {
-                    "input_tokens": usage.input_tokens,
-                    "output_tokens": usage.output_tokens,
-                    "cache_creation_input_tokens": usage.cache_creation_input_tokens,
-                    "cache_read_input_tokens": usage.cache_read_input_tokens,
-                },
+                "model_usage": usage.span(),
+            })),
+            Self::EvaluationStart { outcome, iteration }
+            | Self::EvaluationOngoing { outcome, iteration } => {
+                fields(&json!({"outcome_id": outcome, "iteration": iteration}))
+            }
+            Self::EvaluationEnd {
+                start,
+                outcome,
+                iteration,
+                result,
+                explanation,
+                usage,
+            } => fields(&json!({
+                "outcome_evaluation_start_id":
+                    start.map_or_else(String::new, |start| start.to_string()),
+                "outcome_id": outcome,
+                "iteration": iteration,
+                "result": result,
+                "explanation": explanation,
+                "usage": usage.span(),
             })),
             Self::AgentThinking { .. }
             | Self::SessionRunning
@@ -495,14 +719,33 @@ impl Payload {
                 usage,
                 again,
                 sequel,
+                hidden,
                 ..
             } => Private {
                 again: *again,
                 sequel: Some(sequel.clone()),
-                ephemeral: Some((
-                    usage.ephemeral_5m_input_tokens,
-                    usage.ephemeral_1h_input_tokens,
-                )),
+                ephemeral: Some(usage.ephemeral()),
+                hidden: hidden.clone(),
+                ..Private::default()
+            }
+            .text(),
+            Self::MessageReceived { answers, .. } => Private {
+                answers: *answers,
+                ..Private::default()
+            }
+            .text(),
+            Self::ThreadCreated { role, .. } => Private {
+                role: Some(*role),
+                ..Private::default()
+            }
+            .text(),
+            Self::Error { spent, .. } => Private {
+                spent: (*spent != ModelUsage::default()).then_some(*spent),
+                ..Private::default()
+            }
+            .text(),
+            Self::EvaluationEnd { usage, .. } => Private {
+                ephemeral: Some(usage.ephemeral()),
                 ..Private::default()
             }
             .text(),

@@ -4,11 +4,12 @@ use selfsame_types::{
     EventId, ThreadId, Timestamp,
     event::{NewEvent, Processed},
 };
+use serde_json::value::RawValue;
 
 use crate::change::session_view;
 
 use super::{
-    CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason,
+    CallKind, CallState, Machine, Payload, QueuedInput, QueuedKind, Status, StopReason, Thread,
     fold::Placed,
 };
 
@@ -21,14 +22,35 @@ pub struct Step<'a> {
     pub(super) now: Timestamp,
     next_seq: i64,
     new_id: &'a mut (dyn FnMut() -> EventId + Send),
-    events: Vec<NewEvent>,
+    written: Written,
+}
+
+/// What a step leaves beside the new state.
+#[derive(Debug, Default)]
+pub struct Written {
+    pub events: Vec<NewEvent>,
+    /// Threads that have come.
+    pub spawned: Vec<Spawned>,
+    /// Threads that are over and that the state has forgotten.
+    pub ended: Vec<Thread>,
+}
+
+/// A new thread, as the state does not keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spawned {
+    pub id: ThreadId,
+    pub parent: ThreadId,
+    /// Among the session's threads, by creation.
+    pub position: u32,
+    /// What the thread shows as its `agent`, as JSON text.
+    pub agent: String,
 }
 
 impl std::fmt::Debug for Step<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Step")
             .field("machine", &self.machine)
-            .field("events", &self.events)
+            .field("written", &self.written)
             .finish()
     }
 }
@@ -47,19 +69,23 @@ impl<'a> Step<'a> {
             now,
             next_seq: last_seq + 1,
             new_id,
-            events: Vec::new(),
+            written: Written::default(),
         }
     }
 
     /// The new state and what led to it.
     #[must_use]
-    pub fn finish(self) -> (Machine, Vec<NewEvent>) {
-        (self.machine, self.events)
+    pub fn finish(self) -> (Machine, Written) {
+        (self.machine, self.written)
     }
 
     #[must_use]
     pub fn events(&self) -> &[NewEvent] {
-        &self.events
+        &self.written.events
+    }
+
+    pub(super) fn spawned(&mut self, spawned: Spawned) {
+        self.written.spawned.push(spawned);
     }
 
     pub(super) fn new_id(&mut self) -> EventId {
@@ -72,7 +98,8 @@ impl<'a> Step<'a> {
         id
     }
 
-    /// Emits under a given id: the processed form of a queued input, or a preview's final event.
+    /// Emits under a given id: the processed form of a queued input, or a preview's final event. What is
+    /// the session's own stands in the primary thread's log.
     pub(super) fn emit_as(
         &mut self,
         id: EventId,
@@ -80,19 +107,25 @@ impl<'a> Step<'a> {
         processed: Processed,
         payload: &Payload,
     ) {
+        let primary = self.machine.primary().id;
+        let thread = if payload.is_of_session() {
+            primary
+        } else {
+            thread
+        };
         let Some(of) = self.machine.thread(thread) else {
             return;
         };
-        self.events.push(NewEvent {
+        self.written.events.push(NewEvent {
             id,
             event_type: payload.event_type(),
             thread,
-            on_session: true,
+            on_session: thread == primary || payload.is_cross_posted(),
             processed,
             fields: payload.fields(of),
             private: payload.private(),
         });
-        self.machine.fold(Placed {
+        let ended = self.machine.fold(Placed {
             id,
             seq: self.next_seq,
             at: self.now,
@@ -100,7 +133,13 @@ impl<'a> Step<'a> {
             processed,
             payload,
         });
+        self.written.ended.extend(ended);
         self.next_seq += 1;
+    }
+
+    /// The position of the next event.
+    pub(super) fn next_seq(&self) -> i64 {
+        self.next_seq
     }
 
     pub(super) fn thread(&self, id: ThreadId) -> Option<&super::Thread> {
@@ -120,15 +159,28 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Thread idles; so does the session unless another thread keeps it busy.
+    /// Thread idles; so does the session unless something keeps it busy.
     pub(super) fn idle(&mut self, thread: ThreadId, stop: StopReason) {
         self.emit(thread, &Payload::ThreadIdle { stop: stop.clone() });
-        let busy = self
-            .machine
-            .threads
-            .iter()
-            .any(|t| matches!(t.status, Status::Running | Status::Rescheduling));
-        if busy {
+        self.rest(stop);
+    }
+
+    /// A thread has come to rest. While none runs, so does the session, once its work is graded.
+    pub(super) fn rest(&mut self, stop: StopReason) {
+        let runs = |t: &Thread| t.status == Status::Running;
+        // An interrupt of the session is carried out before it rests.
+        if self.machine.threads.iter().any(runs) || self.machine.primary().is_interrupted() {
+            return;
+        }
+        if self.machine.threads.iter().any(Thread::works) {
+            if self.machine.status == Status::Running {
+                let primary = self.machine.primary().id;
+                self.emit(primary, &Payload::SessionRescheduled);
+            }
+            return;
+        }
+        if self.may_grade(false) {
+            self.start_grading();
             return;
         }
         let waiting = self.machine.waiting();
@@ -137,9 +189,10 @@ impl<'a> Step<'a> {
         } else {
             StopReason::RequiresAction { event_ids: waiting }
         };
+        let primary = self.machine.primary().id;
         let usage = session_view(&self.machine, self.now).usage(self.now);
-        self.emit(thread, &Payload::SessionUsage { usage });
-        self.emit(thread, &Payload::SessionIdle { stop });
+        self.emit(primary, &Payload::SessionUsage { usage });
+        self.emit(primary, &Payload::SessionIdle { stop });
     }
 
     /// Writes the processed form of one queued input.
@@ -148,7 +201,8 @@ impl<'a> Step<'a> {
         let payload = match input.kind {
             QueuedKind::Message => Payload::Message { fields, flushed },
             QueuedKind::System => Payload::System { fields, flushed },
-            QueuedKind::Interrupt => Payload::Interrupt { fields },
+            QueuedKind::Interrupt => Payload::Interrupt { fields, all: false },
+            QueuedKind::InterruptAll => Payload::Interrupt { fields, all: true },
         };
         self.emit_as(input.id, thread, Processed::Now, &payload);
     }
@@ -159,20 +213,14 @@ impl<'a> Step<'a> {
             .thread(thread)
             .map(|t| t.queue.clone())
             .unwrap_or_default();
-        for input in queue
-            .into_iter()
-            .filter(|input| input.kind != QueuedKind::Interrupt)
-        {
+        for input in queue.into_iter().filter(|input| !input.kind.is_interrupt()) {
             self.process(thread, input, flushed);
         }
     }
 
-    /// Starts a turn if something is there to answer.
-    pub(super) fn start_queued(&mut self, thread: ThreadId) {
-        let starts = self.thread(thread).is_some_and(|t| {
-            t.status == Status::Idle && t.queue.iter().any(|i| i.kind == QueuedKind::Message)
-        });
-        if starts {
+    /// Starts a turn of an idle thread if something is there to answer.
+    pub(super) fn wake(&mut self, thread: ThreadId) {
+        if self.may_wake(thread) && self.thread(thread).is_some_and(Thread::has_input) {
             self.run(thread);
             self.process_messages(thread, false);
         }
@@ -202,11 +250,7 @@ impl<'a> Step<'a> {
 
     /// A textual result of a call that the server or a sandbox or an MCP server was to run.
     pub(super) fn result(&mut self, thread: ThreadId, call: EventId, text: &str, is_error: bool) {
-        let content = serde_json::value::to_raw_value(&[TextBlock {
-            r#type: "text",
-            text,
-        }])
-        .expect("text blocks serialize");
+        let content = text_blocks(&[text]);
         let mcp = self.is_mcp(thread, call);
         self.emit(
             thread,
@@ -228,8 +272,9 @@ impl<'a> Step<'a> {
             .any(|pending| pending.kind == CallKind::Mcp)
     }
 
-    /// Idles a running thread that has nothing left to do by itself.
-    pub(super) fn settle(&mut self, thread: ThreadId) {
+    /// Ends the turn of a running thread that has nothing left to do by itself. `texts` are what the model
+    /// has just said.
+    pub(super) fn settle(&mut self, thread: ThreadId, texts: &[String]) {
         let Some(state) = self.thread(thread) else {
             return;
         };
@@ -243,15 +288,26 @@ impl<'a> Step<'a> {
         if !state.calls.is_empty() {
             let event_ids = state.waiting();
             self.idle(thread, StopReason::RequiresAction { event_ids });
-        } else if !state.due && !state.queue.iter().any(|i| i.kind == QueuedKind::Message) {
+        } else if !state.due && !state.has_input() {
             let stop = state.sequel.clone();
-            self.idle(thread, stop);
+            self.end_turn(thread, stop, texts);
         }
     }
 }
 
-#[derive(serde::Serialize)]
-struct TextBlock<'a> {
-    r#type: &'static str,
-    text: &'a str,
+/// Texts as content blocks.
+pub(super) fn text_blocks(texts: &[impl AsRef<str>]) -> Box<RawValue> {
+    #[derive(serde::Serialize)]
+    struct TextBlock<'a> {
+        r#type: &'static str,
+        text: &'a str,
+    }
+    let blocks: Vec<_> = texts
+        .iter()
+        .map(|text| TextBlock {
+            r#type: "text",
+            text: text.as_ref(),
+        })
+        .collect();
+    serde_json::value::to_raw_value(&blocks).expect("text blocks serialize")
 }

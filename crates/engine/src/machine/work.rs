@@ -4,8 +4,8 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    About, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status, Step,
-    StopReason, Trouble, payload::Permission,
+    About, Coordination, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status,
+    Step, StopReason, Thread, Trouble, coordinate::Asked, payload::Permission,
 };
 
 /// A model's complete answer.
@@ -51,7 +51,7 @@ pub struct NewCall {
     pub verdict: Verdict,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Verdict {
     Builtin {
         permission: Permission,
@@ -66,6 +66,8 @@ pub enum Verdict {
         policy: &'static str,
     },
     Custom,
+    /// Directs other threads; clients do not see it.
+    Hidden(Coordination),
     /// Not offered, or its input is no JSON: answered with this text, never run.
     Refused {
         reason: String,
@@ -101,7 +103,8 @@ impl Step<'_> {
         let may_start = matches!(state.status, Status::Running | Status::Rescheduling)
             && state.request.is_none()
             && state.calls.is_empty()
-            && !state.is_interrupted();
+            && !state.is_interrupted()
+            && !(state.is_primary() && self.machine.grading().is_some());
         if !may_start {
             return false;
         }
@@ -117,14 +120,39 @@ impl Step<'_> {
             return;
         }
         let mut refused = Vec::new();
-        for block in response.blocks {
+        let mut asked = Vec::new();
+        let mut texts = Vec::new();
+        for (at, block) in response.blocks.into_iter().enumerate() {
             let payload = match block.content {
-                BlockContent::Text(text) => Payload::AgentMessage { text },
+                BlockContent::Text(text) => {
+                    texts.push(text.clone());
+                    Payload::AgentMessage { text }
+                }
                 BlockContent::Thinking(block) => Payload::AgentThinking { block },
-                BlockContent::Call(call) => call_payload(block.id, call, &mut refused),
+                BlockContent::Call(NewCall {
+                    model_id,
+                    name,
+                    input,
+                    verdict: Verdict::Hidden(what),
+                }) => {
+                    asked.push(Asked {
+                        id: block.id,
+                        at,
+                        model_id,
+                        name,
+                        input,
+                        what,
+                    });
+                    continue;
+                }
+                BlockContent::Call(call) => match call_payload(block.id, call, &mut refused) {
+                    Some(payload) => payload,
+                    None => continue,
+                },
             };
             self.emit_as(block.id, thread, Processed::Now, &payload);
         }
+        let (hidden, accepted) = self.judge_hidden(thread, asked);
         let (again, sequel) = match response.sequel {
             Sequel::EndTurn => (false, StopReason::EndTurn),
             Sequel::Again => (true, StopReason::EndTurn),
@@ -147,12 +175,14 @@ impl Step<'_> {
                 usage: response.usage,
                 again,
                 sequel,
+                hidden,
             },
         );
         for (call, reason) in refused {
             self.result(thread, call, &reason, true);
         }
-        self.settle(thread);
+        self.coordinate(accepted);
+        self.settle(thread, &texts);
     }
 
     /// Closes a request that failed: the session waits for another attempt, or the turn is over. An
@@ -166,23 +196,21 @@ impl Step<'_> {
         if interrupted {
             return;
         }
+        let counted = Failure {
+            usage: ModelUsage::default(),
+            ..failure
+        };
+        self.give_way(thread, attempt, counted);
+    }
+
+    /// There is another attempt, or the turn is over. The failure's usage is what no span has told of.
+    pub(super) fn give_way(&mut self, thread: ThreadId, attempt: u32, failure: Failure) {
         let Failure {
             error_type,
             message,
             retry_at,
-            ..
+            usage: spent,
         } = failure;
-        self.give_way(thread, attempt, error_type, message, retry_at);
-    }
-
-    fn give_way(
-        &mut self,
-        thread: ThreadId,
-        attempt: u32,
-        error_type: ErrorType,
-        message: String,
-        retry_at: Option<Timestamp>,
-    ) {
         let retry = match retry_at {
             Some(_) => RetryStatus::Retrying,
             None => RetryStatus::Exhausted,
@@ -193,6 +221,7 @@ impl Step<'_> {
                 error_type,
                 message,
                 retry,
+                spent,
             },
         );
         if let Some(wake_at) = retry_at {
@@ -200,7 +229,7 @@ impl Step<'_> {
         } else {
             // The turn is dead, and so is what waited for it.
             self.process_messages(thread, true);
-            self.idle(thread, StopReason::RetriesExhausted);
+            self.end_turn(thread, StopReason::RetriesExhausted, &[]);
         }
     }
 
@@ -235,7 +264,13 @@ impl Step<'_> {
         };
         let attempt = state.attempt + 1;
         self.run(thread);
-        self.give_way(thread, attempt, ErrorType::UnknownError, message, retry_at);
+        let failure = Failure {
+            error_type: ErrorType::UnknownError,
+            message,
+            retry_at,
+            usage: ModelUsage::default(),
+        };
+        self.give_way(thread, attempt, failure);
     }
 
     /// The sandbox ended in the middle of a call and has been started again, or replaced: the session says
@@ -255,6 +290,7 @@ impl Step<'_> {
                 message: "The sandbox stopped in the middle of a call and was started again."
                     .to_owned(),
                 retry: RetryStatus::Retrying,
+                spent: ModelUsage::default(),
             },
         );
         self.reschedule(thread, attempt, now);
@@ -270,6 +306,7 @@ impl Step<'_> {
                 usage,
                 again: false,
                 sequel: StopReason::EndTurn,
+                hidden: Vec::new(),
             },
         );
     }
@@ -293,7 +330,7 @@ impl Step<'_> {
         });
         if wanted {
             self.call_result(thread, call, result);
-            self.settle(thread);
+            self.settle(thread, &[]);
         }
         wanted
     }
@@ -320,92 +357,185 @@ impl Step<'_> {
     /// Carries out an accepted interrupt once nothing is in flight any more. Results of calls that
     /// were stopped come with it; those without get the usual text.
     pub fn interrupt(&mut self, thread: ThreadId, results: Vec<(EventId, CallResult)>) {
-        let Some(state) = self.thread(thread).filter(|t| t.is_interrupted()) else {
+        if !self.machine.may_interrupt(thread) {
+            return;
+        }
+        let Some(state) = self.thread(thread) else {
             return;
         };
-        let request = state.request;
-        let calls: Vec<_> = state
-            .calls
-            .iter()
-            .map(|call| (call.id, call.kind))
-            .collect();
+        let (request, primary) = (state.request, state.is_primary());
+        let busy = state.works() || !state.calls.is_empty();
         let interrupts: Vec<_> = state
             .queue
             .iter()
-            .filter(|input| input.kind == QueuedKind::Interrupt)
+            .filter(|input| input.kind.is_interrupt())
             .cloned()
             .collect();
+        let all = interrupts
+            .iter()
+            .any(|input| input.kind == QueuedKind::InterruptAll);
+        let newest = interrupts.iter().map(|input| input.seq).max();
+        // What was sent after the interrupt is for the next turn.
+        let late = state
+            .mail
+            .filter(|mail| newest.is_some_and(|seq| *mail > seq));
         if let Some(span) = request {
             self.end_span(thread, span, ModelUsage::default());
         }
         for (call, result) in results {
-            if calls.iter().any(|(id, _)| *id == call) {
+            let wanted = self
+                .thread(thread)
+                .is_some_and(|t| t.calls.iter().any(|c| c.id == call));
+            if wanted {
                 self.call_result(thread, call, result);
             }
         }
-        let left: Vec<_> = self
-            .thread(thread)
-            .map(|t| t.calls.iter().map(|call| (call.id, call.kind)).collect())
-            .unwrap_or_default();
-        self.drop_calls(thread, &left);
+        self.drop_calls(thread);
         for input in interrupts {
             self.process(thread, input, false);
         }
-        self.idle(thread, StopReason::EndTurn);
-        self.start_queued(thread);
-    }
-
-    /// Takes over from a server that is gone, or from an answer that was lost: the session says so, a
-    /// request that was open is asked again at `retry_at` if at all, and calls that were under way go
-    /// on. An interrupt that was accepted meanwhile is left to be carried out.
-    pub fn recover(&mut self, thread: ThreadId, retry_at: Option<Timestamp>) {
-        let Some(state) = self.thread(thread).filter(|t| t.status == Status::Running) else {
-            return;
-        };
-        let attempt = state.attempt;
-        let (has_calls, interrupted) = (!state.calls.is_empty(), state.is_interrupted());
-        let message = if retry_at.is_some() || state.request.is_none() {
-            "The server that ran this session stopped in the middle of its work; another one goes on."
-        } else {
-            "The server that ran this session stopped in the middle of its work, as it did at every \
-             attempt before."
-        };
-        let message = message.to_owned();
-        let error_type = ErrorType::UnknownError;
-        if let Some(span) = state.request {
-            let failure = Failure {
-                error_type,
-                message,
-                retry_at,
-                usage: ModelUsage::default(),
-            };
-            self.fail_request(thread, span, failure);
-        } else if !interrupted {
-            self.emit(
-                thread,
-                &Payload::Error {
-                    error_type,
-                    message,
-                    retry: RetryStatus::Retrying,
-                },
-            );
-            let now = self.now;
-            self.reschedule(thread, attempt, now);
-            if has_calls {
+        if !primary {
+            self.stop_child(thread);
+            if late.is_some() {
                 self.run(thread);
             }
+            self.after_child(StopReason::EndTurn);
+            return;
+        }
+        self.end_outcomes_before(newest.unwrap_or(0));
+        if busy {
+            self.emit(
+                thread,
+                &Payload::ThreadIdle {
+                    stop: StopReason::EndTurn,
+                },
+            );
+        }
+        if all {
+            self.drop_waiting();
+        }
+        self.rest(StopReason::EndTurn);
+        if late.is_some() {
+            self.run(thread);
+            self.process_messages(thread, false);
+        }
+        self.wake(thread);
+    }
+
+    /// Drops what waits for a client in threads that rest.
+    pub(super) fn drop_waiting(&mut self) {
+        let waiting: Vec<_> = self
+            .machine
+            .threads
+            .iter()
+            .filter(|t| t.status == Status::Idle && !t.calls.is_empty())
+            .map(|t| t.id)
+            .collect();
+        for thread in waiting {
+            self.drop_calls(thread);
+            self.emit(
+                thread,
+                &Payload::ThreadIdle {
+                    stop: StopReason::EndTurn,
+                },
+            );
+        }
+    }
+
+    /// Takes over from a server that is gone, or from answers that were lost: the session says so, a
+    /// request that was open is asked again at the time that `retry_at` answers for its next attempt, if
+    /// at all, and calls and gradings that were under way go on. An interrupt that was accepted meanwhile
+    /// is left to be carried out.
+    pub fn recover(&mut self, threads: &[ThreadId], retry_at: impl Fn(u32) -> Option<Timestamp>) {
+        let lost: Vec<Thread> = self
+            .machine
+            .threads
+            .iter()
+            .filter(|t| threads.contains(&t.id) && t.status == Status::Running)
+            .cloned()
+            .collect();
+        for thread in &lost {
+            if let Some(span) = thread.request {
+                self.end_span(thread.id, span, ModelUsage::default());
+            }
+        }
+        let (goes_on, over): (Vec<_>, Vec<_>) = lost
+            .into_iter()
+            .filter(|thread| !thread.is_interrupted())
+            .map(|thread| {
+                let attempt = thread.attempt + u32::from(thread.request.is_some());
+                let at = match thread.request {
+                    Some(_) => retry_at(attempt),
+                    None => Some(self.now),
+                };
+                (thread, attempt, at)
+            })
+            .partition(|(_, _, at)| at.is_some());
+        if let Some((first, _, _)) = goes_on.first() {
+            self.emit(
+                first.id,
+                &Payload::Error {
+                    error_type: ErrorType::UnknownError,
+                    message: "The server that ran this session stopped in the middle of its work; \
+                              another one goes on."
+                        .to_owned(),
+                    retry: RetryStatus::Retrying,
+                    spent: ModelUsage::default(),
+                },
+            );
+        }
+        let running: Vec<_> = self
+            .machine
+            .threads
+            .iter()
+            .filter(|t| t.status == Status::Running)
+            .map(|t| t.id)
+            .collect();
+        let all = running.len() == goes_on.len();
+        for (index, (thread, attempt, at)) in goes_on.iter().enumerate() {
+            if index == 0 && all {
+                self.emit(thread.id, &Payload::SessionRescheduled);
+            }
+            if let Some(wake_at) = *at {
+                let attempt = *attempt;
+                self.emit(thread.id, &Payload::ThreadRescheduled { attempt, wake_at });
+            }
+        }
+        for (thread, _, _) in &goes_on {
+            let graded = thread.is_primary() && self.machine.grading().is_some();
+            if graded || !thread.calls.is_empty() {
+                self.run(thread.id);
+            }
+        }
+        for (thread, attempt, _) in over {
+            let failure = Failure {
+                error_type: ErrorType::UnknownError,
+                message:
+                    "The server that ran this session stopped in the middle of its work, as it did \
+                          at every attempt before."
+                        .to_owned(),
+                retry_at: None,
+                usage: ModelUsage::default(),
+            };
+            self.give_way(thread.id, attempt, failure);
         }
     }
 }
 
-fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>) -> Payload {
+/// `None`: a hidden call, which has no event.
+fn call_payload(
+    id: EventId,
+    call: NewCall,
+    refused: &mut Vec<(EventId, String)>,
+) -> Option<Payload> {
     let NewCall {
         model_id,
         name,
         input,
         verdict,
     } = call;
-    match verdict {
+    Some(match verdict {
+        Verdict::Hidden(_) => return None,
         Verdict::Custom => Payload::CustomToolUse {
             name,
             input,
@@ -453,5 +583,5 @@ fn call_payload(id: EventId, call: NewCall, refused: &mut Vec<(EventId, String)>
                 mcp: None,
             }
         }
-    }
+    })
 }

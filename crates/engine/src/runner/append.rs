@@ -1,9 +1,9 @@
 //! How a runner writes: decide under the lock, append, publish, take over the new state.
 
 use selfsame_store::{Actor, Appended, Change, Guard, Head, LeaseChange, ModelRequest, Row};
-use selfsame_types::{EventId, Timestamp};
+use selfsame_types::{EventId, Timestamp, event::EventType};
 
-use super::{Runner, STORE_RETRIES, STORE_RETRY, Stopped};
+use super::{Runner, STORE_RETRIES, STORE_RETRY, Stopped, begin};
 use crate::{
     change::{change, works},
     machine::{Machine, Step},
@@ -12,17 +12,46 @@ use crate::{
 impl Runner {
     pub(super) async fn append(
         &mut self,
-        ledger: Option<&ModelRequest>,
+        ledger: &[ModelRequest],
         decide: impl Fn(&mut Step<'_>) + Send + Sync,
     ) -> Result<Option<Appended>, Stopped> {
         self.append_at(ledger, |step, _| decide(step)).await
+    }
+
+    /// Appends a decision and opens every request that it makes due. They are to be sent.
+    pub(super) async fn append_and_begin(
+        &mut self,
+        ledger: &[ModelRequest],
+        decide: impl Fn(&mut Step<'_>, Timestamp) + Send + Sync,
+    ) -> Result<Option<Appended>, Stopped> {
+        let may_ask = self.may_ask();
+        self.append_at(ledger, |step, now| {
+            decide(step, now);
+            if may_ask {
+                begin(step);
+            }
+        })
+        .await
+    }
+
+    /// Sends the requests that an append has opened.
+    pub(super) async fn send_begun(&mut self, appended: Option<Appended>) -> Result<(), Stopped> {
+        let Some(appended) = appended else {
+            return Ok(());
+        };
+        for row in &appended.rows {
+            if row.event_type == EventType::SpanModelRequestStart {
+                self.send(row.thread, row.id, row.seq, appended.at).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends what `decide` makes of the present state. While the database is away the decision is
     /// repeated, so it must be one that a state it has already been applied to leaves alone.
     pub(super) async fn append_at(
         &mut self,
-        ledger: Option<&ModelRequest>,
+        ledger: &[ModelRequest],
         decide: impl Fn(&mut Step<'_>, Timestamp) + Send + Sync,
     ) -> Result<Option<Appended>, Stopped> {
         let mut failures = 0;
@@ -41,7 +70,7 @@ impl Runner {
     /// Lets the lease go in the same transaction when the session is done for now.
     async fn append_once(
         &mut self,
-        ledger: Option<&ModelRequest>,
+        ledger: &[ModelRequest],
         decide: &(impl Fn(&mut Step<'_>, Timestamp) + Send + Sync),
     ) -> Result<Option<Appended>, Stopped> {
         let guard = Guard::Runner {
@@ -68,9 +97,9 @@ impl Runner {
                 let mut new_id = EventId::new;
                 let mut step = Step::new(machine, head.last_seq, head.now, &mut new_id);
                 decide(&mut step, head.now);
-                let (machine, events) = step.finish();
+                let (machine, written) = step.finish();
                 found = Some(Ok((machine.clone(), head.last_seq)));
-                if events.is_empty() {
+                if written.events.is_empty() {
                     return Ok(None);
                 }
                 let lease = if works(&machine) {
@@ -79,8 +108,8 @@ impl Runner {
                     LeaseChange::Release { unclean: false }
                 };
                 Ok(Some(Change {
-                    request: ledger.cloned(),
-                    ..change(&machine, events, head.now, lease)
+                    requests: ledger.to_vec(),
+                    ..change(&machine, written, head.now, lease)
                 }))
             })
             .await?;

@@ -10,8 +10,6 @@ mod fetch;
 mod markdown;
 mod search;
 mod sources;
-#[cfg(test)]
-mod testing;
 
 use std::sync::Arc;
 

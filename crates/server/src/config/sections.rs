@@ -26,6 +26,7 @@ pub struct Config {
     pub net: Net,
     pub repositories: Repositories,
     pub web: Web,
+    pub vaults: Vaults,
     pub webhooks: Webhooks,
     pub files: Files,
     pub secrets: Secrets,
@@ -304,6 +305,12 @@ impl TryFrom<String> for Search {
             }
         })))
     }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vaults {
+    pub cache_seconds: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

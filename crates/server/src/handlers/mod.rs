@@ -11,4 +11,5 @@ pub mod sessions;
 pub mod skills;
 pub mod streams;
 pub mod threads;
+pub mod vaults;
 pub mod webhooks;

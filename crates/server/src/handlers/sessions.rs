@@ -29,7 +29,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     extract::{Auth, Json, NoQuery, Path, Query, RequestId},
-    handlers::skills,
+    handlers::{skills, vaults},
 };
 
 /// Most skills of a session, over all its agents.
@@ -66,7 +66,7 @@ pub(crate) fn render(record: SessionRecord) -> Result<Session> {
         title: record.title,
         metadata: serde_json::from_str(&record.metadata).map_err(unreadable("metadata"))?,
         resources: serde_json::from_str(&record.resources).map_err(unreadable("resources"))?,
-        vault_ids: Vec::new(),
+        vault_ids: record.vault_ids,
         outcome_evaluations: view.outcome_evaluations.clone(),
         stats: view.stats(record.created_at, record.now),
         usage: view.usage(record.now),
@@ -128,6 +128,7 @@ pub(crate) async fn create(
     check_environment(&app, &environment)?;
     check_member_hosts(&environment, &agent)?;
     check_resources(&app, &environment, &new.resources)?;
+    vaults::check_all(&app, principal.workspace, &new.vault_ids).await?;
     let skills = settle_skills(&app, principal.workspace, &mut agent).await?;
     let request = NewSessionRequest {
         workspace: principal.workspace,
@@ -140,6 +141,7 @@ pub(crate) async fn create(
         resources: new.resources,
         events: new.initial_events,
         skills,
+        vault_ids: new.vault_ids,
         actor: principal.actor(&request),
     };
     let record = match app.engine.session_create(request).await {

@@ -461,6 +461,7 @@ async fn session(
         thread: ThreadId::new(),
         thread_agent: "{}".to_owned(),
         equipped: !skills.is_empty(),
+        vault_ids: Vec::new(),
         resources: Vec::new(),
         skills,
     };

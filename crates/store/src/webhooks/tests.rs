@@ -212,12 +212,12 @@ async fn what_is_rolled_back_is_told_to_nobody(pool: PgPool) {
     let told = [WebhookEvent::new(WebhookEventType::VaultCreated, "vlt_01")];
     let at = desk.store.now().await.unwrap();
     let mut tx = desk.pool.begin().await.unwrap();
-    let queued = emit(&mut tx, &desk.store, desk.workspace, at, &told).await;
+    let queued = emit(&mut tx, &desk.store, desk.workspace, Some(at), &told).await;
     assert_eq!(queued.unwrap(), Some(1));
     tx.rollback().await.unwrap();
     assert!(desk.log(id).await.is_empty());
     let mut tx = desk.pool.begin().await.unwrap();
-    let nothing = emit(&mut tx, &desk.store, desk.workspace, at, &[]).await;
+    let nothing = emit(&mut tx, &desk.store, desk.workspace, None, &[]).await;
     assert_eq!(nothing.unwrap(), None);
 }
 

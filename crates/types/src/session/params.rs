@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     AgentId, ApiError, EmptyValue, EnvironmentId, Metadata, MetadataPatch, Order, Patch, Timestamp,
+    VaultId,
     agent::{
         Agent, AgentSnapshot, McpServer, SkillParams, replacement, resolve_mcp_servers,
         resolve_skills, resolve_system,
@@ -225,6 +226,8 @@ pub struct NewSession {
     pub title: Option<String>,
     pub metadata: Metadata,
     pub resources: Vec<NewResource>,
+    /// In the order in which they are searched.
+    pub vault_ids: Vec<VaultId>,
     pub initial_events: Vec<InboundEvent>,
 }
 
@@ -258,7 +261,7 @@ impl CreateSession {
         self.metadata.validate()?;
         let initial_events = inbound::parse_initial_events(self.initial_events)?;
         check_budget(self.budget.as_ref())?;
-        check_vaults(&self.vault_ids)?;
+        let vault_ids = check_vaults(&self.vault_ids)?;
         let resources = check_resources(self.resources)?;
         Ok(NewSession {
             agent_id: id
@@ -272,13 +275,15 @@ impl CreateSession {
             title: self.title,
             metadata: self.metadata,
             resources,
+            vault_ids,
             initial_events,
         })
     }
 }
 
-fn check_vaults(ids: &[String]) -> Result<(), ApiError> {
+fn check_vaults(ids: &[String]) -> Result<Vec<VaultId>, ApiError> {
     check::count("vault_ids", ids.len(), 0..=MAX_VAULTS)?;
+    let mut checked = Vec::with_capacity(ids.len());
     for (index, id) in ids.iter().enumerate() {
         check::text(format_args!("vault_ids[{index}]"), id, 1..=128)?;
         if ids[..index].contains(id) {
@@ -287,13 +292,19 @@ fn check_vaults(ids: &[String]) -> Result<(), ApiError> {
                 check::excerpt(id)
             )));
         }
+        checked.push(
+            id.parse()
+                .map_err(|_| no_vault(index, check::excerpt(id)))?,
+        );
     }
-    if ids.is_empty() {
-        return Ok(());
-    }
-    Err(ApiError::not_implemented(
-        "vault_ids: this server does not offer vaults yet; leave `vault_ids` out",
-    ))
+    Ok(checked)
+}
+
+/// The refusal of a vault that is not there.
+#[must_use]
+pub fn no_vault(index: usize, id: impl std::fmt::Display) -> ApiError {
+    ApiError::invalid(format!("vault_ids[{index}]: vault `{id}` was not found"))
+        .with_code("vault_not_found")
 }
 
 fn check_budget(budget: Option<&Budget>) -> Result<(), ApiError> {

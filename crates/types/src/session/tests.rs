@@ -215,6 +215,7 @@ fn what_a_session_may_be_created_with() {
     }
     let budget = |amount: &str, currency: &str| json!({"budget": {"type": "limit", "max_list_cost": {"amount": amount, "currency": currency}}});
     let invalid = ErrorKind::InvalidRequest;
+    let vault = crate::VaultId::new();
     for (change, kind, part) in [
         (
             json!({"environment_id": "env_x"}),
@@ -241,13 +242,13 @@ fn what_a_session_may_be_created_with() {
         ),
         (
             json!({"vault_ids": ["vlt_1"]}),
-            ErrorKind::NotImplemented,
-            "vault_ids: this server does not offer vaults yet",
+            invalid,
+            "vault_ids[0]: vault `vlt_1` was not found",
         ),
         (
-            json!({"vault_ids": ["vlt_1", "vlt_1"]}),
+            json!({"vault_ids": [vault, vault]}),
             invalid,
-            "vault_ids[1]: `vlt_1` is listed twice",
+            "is listed twice",
         ),
         (
             json!({"resources": [{"type": "file", "file_id": ""}]}),
@@ -288,6 +289,9 @@ fn what_a_session_may_be_created_with() {
         invalid,
         "vault_ids: must have at most 50",
     );
+    let other = crate::VaultId::new();
+    let session = create(json!({"vault_ids": [other, vault]})).unwrap();
+    assert_eq!(session.vault_ids, [other, vault]);
     let session = create(json!({
         "title": "t", "initial_events": [{"type": "user.message", "content": [{"type": "text", "text": "x"}]}],
     }));

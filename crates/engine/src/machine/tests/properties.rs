@@ -239,6 +239,7 @@ impl Session {
                     .collect();
                 self.sim.interrupt(results);
             }
+            Some(Next::Grade { .. }) => unreachable!("no outcome was defined"),
             Some(Next::Wait { until, .. }) => {
                 self.sim.now = self.sim.now.max(*until);
                 let span = self.sim.id();
@@ -299,7 +300,7 @@ impl Session {
             Happens::Stale => self.stale(),
             Happens::Crash(last) => {
                 let at = (!last).then_some(self.sim.now);
-                self.sim.run(|step| step.recover(thread, at));
+                self.sim.run(|step| step.recover(&[thread], |_| at));
             }
             Happens::Time(micros) => {
                 let wait = std::time::Duration::from_micros(u64::from(*micros));

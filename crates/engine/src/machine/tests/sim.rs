@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use super::{super::fold::Placed, order};
 use crate::{
-    change::change,
+    change::{change, works},
     machine::{
         BlockContent, CallResult, ErrorType, Failure, Input, InputKind, Machine, McpTool,
         ModelUsage, NewCall, Next, Payload, Permission, Private, Response, ResponseBlock,
-        RetryStatus, Sequel, Status, Step, StopReason, Verdict,
+        RetryStatus, Sequel, Step, StopReason, Verdict, Written,
     },
 };
 
@@ -79,10 +79,10 @@ impl Sim {
         };
         let mut step = Step::new(self.machine.clone(), self.last_seq(), self.now, &mut new_id);
         let done = decide(&mut step)?;
-        let (machine, events) = step.finish();
+        let (machine, written) = step.finish();
         self.next_id = next_id;
         self.machine = machine;
-        for event in events {
+        for event in written.events {
             let stored = Stored {
                 seq: self.last_seq() + 1,
                 at: self.now,
@@ -217,7 +217,7 @@ impl Sim {
         let read: Machine = serde_json::from_str(&text).unwrap();
         assert_eq!(read, self.machine, "the state does not read back");
         let next = self.machine.next();
-        let works = matches!(self.machine.status, Status::Running | Status::Rescheduling);
+        let works = works(&self.machine);
         assert_eq!(works, !next.is_empty(), "{next:?} for {:?}", self.machine);
         assert_eq!(works, self.machine.wake_at(self.now).is_some());
         self.check_queue();
@@ -235,12 +235,11 @@ impl Sim {
         let seqs: Vec<i64> = queued.into_iter().map(|(_, seq)| seq).collect();
         let change = change(
             &self.machine,
-            Vec::new(),
+            Written::default(),
             self.now,
             selfsame_store::LeaseChange::Keep,
         );
         assert_eq!(change.queued, seqs);
-        assert_eq!(change.status, change.threads[0].status);
     }
 
     /// Names of the events since `from`; the queued form of an input is marked.
@@ -432,7 +431,10 @@ fn parse(stored: &Stored) -> Payload {
             fields,
             flushed: private.flushed,
         },
-        EventType::UserInterrupt => Payload::Interrupt { fields },
+        EventType::UserInterrupt => Payload::Interrupt {
+            fields,
+            all: body["session_thread_id"].is_null(),
+        },
         EventType::UserToolConfirmation => Payload::Confirmation {
             fields,
             call: id("tool_use_id"),
@@ -493,6 +495,7 @@ fn parse(stored: &Stored) -> Payload {
                 body["error"]["retry_status"]["type"].clone(),
             )
             .unwrap(),
+            spent: private.spent.unwrap_or_default(),
         },
         EventType::SessionStatusRunning => Payload::SessionRunning,
         EventType::SessionStatusIdle => Payload::SessionIdle {
@@ -532,6 +535,7 @@ fn parse(stored: &Stored) -> Payload {
                 },
                 again: private.again,
                 sequel: private.sequel.unwrap(),
+                hidden: private.hidden,
             }
         }
         other => panic!("the machine never writes {other:?}"),

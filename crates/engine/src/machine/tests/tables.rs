@@ -925,7 +925,7 @@ fn a_request_that_was_open_is_asked_again() {
     let mut story = Story::begun();
     story.sim.ask();
     let (thread, now) = (story.sim.thread(), story.sim.now);
-    story.sim.run(|step| step.recover(thread, Some(now)));
+    story.sim.run(|step| step.recover(&[thread], |_| Some(now)));
     story.expect(&[START, END, RESCHEDULED[0], RESCHEDULED[1], RESCHEDULED[2]]);
     let error = story.last("session.error")["error"].clone();
     assert_eq!(error["type"], "unknown_error");
@@ -940,31 +940,31 @@ fn a_takeover_says_so_and_goes_on() {
     // Before the first request.
     let mut story = Story::begun();
     let (thread, now) = (story.sim.thread(), story.sim.now);
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&RESCHEDULED);
     assert_eq!(
         story.sim.machine.next(),
         [Next::Wait { thread, until: now }],
         "at once"
     );
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&[]);
     // While calls run.
     let calls = story.respond(vec![allow("read"), allow("bash"), custom("a")]);
     story.seen = story.sim.log.len();
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&[&RESCHEDULED[..], &RUNNING[..]].concat());
     assert_eq!(story.runnable(), calls[..2]);
     assert_eq!(story.sim.machine.primary().attempt, 0);
     // While an interrupt waits: that is carried out, and nothing goes on.
     story.send(&[interrupt()]);
     story.seen = story.sim.log.len();
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&[]);
     // While nothing runs.
     story.sim.interrupt(Vec::new());
     story.seen = story.sim.log.len();
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&[]);
 }
 
@@ -973,7 +973,7 @@ fn a_request_that_no_server_survives_ends_its_turn() {
     let mut story = Story::begun();
     story.sim.ask();
     let thread = story.sim.thread();
-    story.sim.run(|step| step.recover(thread, None));
+    story.sim.run(|step| step.recover(&[thread], |_| None));
     story.expect(&[START, END, "session.error", IDLE[0], IDLE[1], IDLE[2]]);
     assert_eq!(story.stop(), json!({"type": "retries_exhausted"}));
 }

@@ -2,10 +2,8 @@ use std::time::Instant;
 
 use selfsame_net::{Lookup, StaticHost};
 
-use super::{
-    super::testing::{Say, Site, head, loopback, page},
-    *,
-};
+use super::*;
+use crate::testing::{Say, Site, head, loopback, page};
 
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n0000";
 

@@ -1,9 +1,7 @@
 //! The answers are what the backends' documentation shows, cut down.
 
-use super::{
-    super::testing::{Say, Site, head, page},
-    *,
-};
+use super::*;
+use crate::testing::{Say, Site, head, page};
 
 const SEARXNG: &str = r#"{"query": "rust", "number_of_results": 0, "results": [
   {"url": "https://www.rust-lang.org/", "title": "Rust", "content": "A language\nempowering everyone.",

@@ -14,7 +14,7 @@ use tokio::{
 
 /// What is sent when a path is asked for.
 #[derive(Debug, Clone)]
-pub(super) enum Say {
+pub(crate) enum Say {
     /// These bytes, then the end.
     Bytes(Vec<u8>),
     /// These bytes, then these again and again.
@@ -24,13 +24,13 @@ pub(super) enum Say {
 }
 
 /// A server on loopback. It notes the head of every request.
-pub(super) struct Site {
+pub(crate) struct Site {
     pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Site {
-    pub(super) async fn start(answer: impl Fn(&str) -> Say + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(answer: impl Fn(&str) -> Say + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let heads = Arc::new(Mutex::new(Vec::new()));
@@ -44,12 +44,12 @@ impl Site {
         Self { address, heads }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// The requests so far: first line, headers, body.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 }
@@ -104,7 +104,7 @@ async fn serve(
 }
 
 /// A complete answer.
-pub(super) fn page(content_type: &str, body: impl AsRef<[u8]>) -> Say {
+pub(crate) fn page(content_type: &str, body: impl AsRef<[u8]>) -> Say {
     let body = body.as_ref();
     let mut bytes = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -116,7 +116,7 @@ pub(super) fn page(content_type: &str, body: impl AsRef<[u8]>) -> Say {
 }
 
 /// An answer of this status line and these headers, without a body.
-pub(super) fn head(status: &str, headers: &str) -> Say {
+pub(crate) fn head(status: &str, headers: &str) -> Say {
     Say::Bytes(
         format!("HTTP/1.1 {status}\r\n{headers}content-length: 0\r\nconnection: close\r\n\r\n")
             .into_bytes(),
@@ -124,6 +124,6 @@ pub(super) fn head(status: &str, headers: &str) -> Say {
 }
 
 /// Loopback may be reached; nothing else that is special.
-pub(super) fn loopback() -> Policy {
+pub(crate) fn loopback() -> Policy {
     Policy::new(vec!["127.0.0.1/32".parse().unwrap()], &[]).unwrap()
 }
