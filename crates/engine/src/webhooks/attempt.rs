@@ -146,7 +146,21 @@ fn excerpt(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io,
+        net::IpAddr,
+        sync::{Arc, Mutex},
+    };
+
+    use selfsame_net::{Lookup, Policy};
+    use selfsame_types::{Timestamp, WebhookEndpointId, WebhookEventId};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
     use super::*;
+    use crate::webhooks::{UrlRules, WebhookBackoff, Webhooks, WebhooksConfig, new_secret};
 
     #[test]
     fn an_excerpt_is_short_and_holds_no_control_characters() {
@@ -156,5 +170,127 @@ mod tests {
             EXCERPT
         );
         assert_eq!(excerpt(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
+
+    /// A name whose answer is another one each time.
+    #[derive(Debug)]
+    struct Changing(Mutex<Vec<IpAddr>>);
+
+    impl Lookup for Changing {
+        fn lookup(&self, _: &str) -> io::Result<Vec<IpAddr>> {
+            let mut answers = self.0.lock().unwrap();
+            Ok(vec![answers.pop().expect("asked too often")])
+        }
+    }
+
+    fn webhooks(policy: Policy, timeout: Duration) -> Webhooks {
+        Webhooks::new(WebhooksConfig {
+            rules: UrlRules {
+                policy,
+                allow_http: true,
+            },
+            attempts: 3,
+            backoff: WebhookBackoff {
+                shortest: Duration::ZERO,
+                longest: Duration::ZERO,
+            },
+            timeout,
+            concurrency: 1,
+            concurrency_per_endpoint: 1,
+            disable_after: (Duration::ZERO, 1),
+            secret_overlap: Duration::ZERO,
+            retention: Duration::ZERO,
+        })
+        .unwrap()
+    }
+
+    async fn send(webhooks: &Webhooks, url: String) -> (Answer, WebhookAttempt) {
+        let at = Timestamp::from_micros(1_700_000_000_000_000);
+        let delivery = ClaimedDelivery {
+            endpoint: WebhookEndpointId::new(),
+            event: WebhookEventId::new(),
+            body: "{}".to_owned(),
+            created_at: at,
+            tries: 0,
+            now: at,
+        };
+        let target = WebhookTarget {
+            id: delivery.endpoint,
+            url,
+            secrets: Ok(vec![new_secret()]),
+            failing: false,
+        };
+        let limit = webhooks.config.timeout;
+        let made = attempt(&webhooks.client, &target, &delivery, limit).await;
+        made.expect("it can be signed")
+    }
+
+    /// Answers every connection once with this head, and then sends this body for ever or once.
+    async fn server(head: &'static str, body: &'static [u8], endless: bool) -> u16 {
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut seen = [0; 4096];
+                    let _ = socket.read(&mut seen).await;
+                    let _ = socket.write_all(head.as_bytes()).await;
+                    while socket.write_all(body).await.is_ok() && endless {}
+                });
+            }
+        });
+        port
+    }
+
+    fn open() -> Policy {
+        Policy::new(vec!["127.0.0.2/32".parse().unwrap()], &[]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_that_changes_its_mind_gains_nothing() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let port = server(head, b"", false).await;
+        // The last comes first.
+        let answers = ["127.0.0.2", "127.0.0.1", "127.0.0.2"].map(|ip| ip.parse().unwrap());
+        let lookup = Changing(Mutex::new(answers.to_vec()));
+        let policy = open().with_lookup(Arc::new(lookup));
+        let webhooks = webhooks(policy, Duration::from_secs(30));
+        let url = || format!("http://hooks.example.com:{port}/");
+        let (answer, made) = send(&webhooks, url()).await;
+        assert_eq!((answer, made.status_code), (Answer::Accepted, Some(200)));
+        let (answer, made) = send(&webhooks, url()).await;
+        assert_eq!(answer, Answer::Forbidden(NOT_PUBLIC));
+        let said = made.error.unwrap();
+        assert!(
+            said.contains("`hooks.example.com` is not a public address"),
+            "{said}"
+        );
+        assert!(!said.contains("127.0.0.1"), "{said}");
+        assert_eq!(send(&webhooks, url()).await.0, Answer::Accepted);
+        // And one that is written out.
+        let literal = format!("http://127.0.0.1:{port}/");
+        assert_eq!(
+            send(&webhooks, literal).await.0,
+            Answer::Forbidden(NOT_PUBLIC)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_end_costs_little() {
+        let head = "HTTP/1.1 200 OK\r\n\r\n";
+        let port = server(head, &[b'x'; 4096], true).await;
+        let webhooks = webhooks(open(), Duration::from_secs(30));
+        let (answer, made) = send(&webhooks, format!("http://127.0.0.2:{port}/")).await;
+        assert_eq!((answer, made.status_code), (Answer::Accepted, Some(200)));
+        assert_eq!(made.response, "");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_stalls_counts_by_its_status() {
+        let head = "HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nhalf";
+        let port = server(head, b"", true).await;
+        let webhooks = webhooks(open(), Duration::from_millis(500));
+        let (answer, made) = send(&webhooks, format!("http://127.0.0.2:{port}/")).await;
+        assert_eq!((answer, made.status_code), (Answer::Refused, Some(500)));
     }
 }
