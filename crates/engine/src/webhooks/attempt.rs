@@ -235,7 +235,11 @@ mod tests {
                     let mut seen = [0; 4096];
                     let _ = socket.read(&mut seen).await;
                     let _ = socket.write_all(head.as_bytes()).await;
-                    while socket.write_all(body).await.is_ok() && endless {}
+                    while socket.write_all(body).await.is_ok() && endless {
+                        if body.is_empty() {
+                            std::future::pending::<()>().await;
+                        }
+                    }
                 });
             }
         });
