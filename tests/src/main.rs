@@ -7,6 +7,7 @@ mod crash;
 mod docker;
 mod escape;
 mod lifecycle;
+mod outcomes;
 mod programs;
 mod receiver;
 mod repositories;

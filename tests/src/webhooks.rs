@@ -20,6 +20,9 @@ const SETTINGS: [(&str, &str); 4] = [
     ("SELFSAME__WEBHOOKS__BACKOFF_MAX_SECONDS", "1"),
 ];
 
+/// Named points at which these tests end a server.
+pub const VISITED: [&str; 2] = ["after_webhook_claim", "after_webhook_answer"];
+
 async fn server(world: &World, more: &[(&str, &str)]) -> Result<Server> {
     world.server_with(&[&SETTINGS, more].concat()).await
 }

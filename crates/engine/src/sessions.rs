@@ -630,38 +630,33 @@ fn created_rows(rows: Vec<Row>) -> Vec<Row> {
 
 /// Parsed events as the machine takes them.
 fn inputs(events: &[InboundEvent]) -> Result<Vec<Input>, ApiError> {
-    events
-        .iter()
-        .map(|event| {
-            let kind = match event {
-                InboundEvent::UserMessage(_) => InputKind::Message,
-                InboundEvent::SystemMessage(_) => InputKind::System,
-                InboundEvent::UserInterrupt(interrupt) => InputKind::Interrupt {
-                    thread: interrupt.session_thread_id,
-                },
-                InboundEvent::UserToolConfirmation(answer) => InputKind::Confirmation {
-                    call: answer.tool_use_id,
-                    allow: answer.result == ConfirmationResult::Allow,
-                    deny_message: answer.deny_message.clone(),
-                },
-                InboundEvent::UserCustomToolResult(answer) => InputKind::CustomResult {
-                    call: answer.custom_tool_use_id,
-                },
-                InboundEvent::UserToolResult(_) => {
-                    return Err(ApiError::invalid(
-                        "user.tool_result: only sessions on a `self_hosted` environment take it",
-                    ));
-                }
-                InboundEvent::UserDefineOutcome(_) => {
-                    return Err(ApiError::not_implemented(
-                        "user.define_outcome: this server does not offer outcomes yet",
-                    ));
-                }
-            };
-            Ok(Input {
-                kind,
-                fields: event.fields().unwrap_or_default(),
-            })
-        })
-        .collect()
+    events.iter().map(input).collect()
+}
+
+fn input(event: &InboundEvent) -> Result<Input, ApiError> {
+    let kind = match event {
+        InboundEvent::UserMessage(_) => InputKind::Message,
+        InboundEvent::SystemMessage(_) => InputKind::System,
+        InboundEvent::UserInterrupt(interrupt) => InputKind::Interrupt {
+            thread: interrupt.session_thread_id,
+        },
+        InboundEvent::UserToolConfirmation(answer) => InputKind::Confirmation {
+            call: answer.tool_use_id,
+            allow: answer.result == ConfirmationResult::Allow,
+            deny_message: answer.deny_message.clone(),
+        },
+        InboundEvent::UserCustomToolResult(answer) => InputKind::CustomResult {
+            call: answer.custom_tool_use_id,
+        },
+        InboundEvent::UserToolResult(_) => {
+            return Err(ApiError::invalid(
+                "user.tool_result: only sessions on a `self_hosted` environment take it",
+            ));
+        }
+        InboundEvent::UserDefineOutcome(outcome) => return outcomes::input(outcome),
+    };
+    Ok(Input {
+        kind,
+        fields: event.fields().unwrap_or_default(),
+    })
 }

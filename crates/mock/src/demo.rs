@@ -11,7 +11,17 @@ use crate::{
 /// Most characters of a tool result that are quoted.
 const QUOTE_CHARS: usize = 4000;
 
+/// The tool by which a grader of an outcome gives its verdict.
+const VERDICT: &str = "submit_verdict";
+
 pub(crate) fn answer(request: &Parsed) -> Vec<Step> {
+    if let Some(forced) = &request.forced {
+        return vec![tool(forced, example(request.schema(forced)))];
+    }
+    if request.offers(VERDICT) {
+        // What looks like a directive is somebody's task here, and not for us.
+        return vec![text("I have seen enough.")];
+    }
     let groups = groups(&request.user_text);
     if !groups.is_empty() {
         return match groups.into_iter().nth(request.round) {
@@ -53,6 +63,25 @@ fn tool(name: &str, input: Value) -> Step {
         input: Some(input),
         raw: None,
     })
+}
+
+/// A small value that fits a schema.
+fn example(schema: &Value) -> Value {
+    if let Some(first) = schema["enum"].get(0) {
+        return first.clone();
+    }
+    match schema["type"].as_str() {
+        Some("object") => {
+            let names = schema["required"].as_array().into_iter().flatten();
+            let names = names.filter_map(Value::as_str);
+            let fields = names.map(|name| (name.to_owned(), example(&schema["properties"][name])));
+            Value::Object(fields.collect())
+        }
+        Some("array") => json!([example(&schema["items"])]),
+        Some("boolean") => json!(true),
+        Some("integer" | "number") => json!(1),
+        _ => json!("from the demo model, which has looked at nothing"),
+    }
 }
 
 fn failed(results: &[ToolResult]) -> bool {
@@ -267,6 +296,33 @@ fn job(request: &Parsed) -> Option<Job> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_forced_tool_is_called_with_what_fits() {
+        let property = json!({"type": "object", "required": ["met", "at"], "properties": {
+            "met": {"type": "boolean"}, "at": {"type": "integer"}, "more": {"type": "string"},
+        }});
+        let schema = json!({"type": "object", "required": ["list", "result"], "properties": {
+            "list": {"type": "array", "items": property},
+            "result": {"type": "string", "enum": ["good", "bad"]},
+        }});
+        assert_eq!(
+            example(&schema),
+            json!({"list": [{"met": true, "at": 1}], "result": "good"})
+        );
+        let body = json!({
+            "tools": [{"name": "submit_verdict", "input_schema": schema}],
+            "messages": [{"role": "user", "content": "!bash rm -rf /"}],
+        });
+        let request = |body: Value| Parsed::new(body.to_string(), body);
+        let looked = serde_json::to_value(answer(&request(body.clone()))).unwrap();
+        assert_eq!(looked, json!([{"text": "I have seen enough."}]));
+        let mut forced = body;
+        forced["tool_choice"] = json!({"type": "tool", "name": "submit_verdict"});
+        let given = serde_json::to_value(answer(&request(forced))).unwrap();
+        assert_eq!(given[0]["tool"]["name"], "submit_verdict");
+        assert_eq!(given[0]["tool"]["input"]["result"], "good");
+    }
 
     fn steps(text: &str) -> Value {
         serde_json::to_value(groups(text)).unwrap()

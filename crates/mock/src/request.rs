@@ -14,6 +14,8 @@ pub(crate) struct Parsed {
     pub(crate) thinks: bool,
     /// Names of the tools on offer.
     pub(crate) tools: Vec<String>,
+    /// The one that must be called.
+    pub(crate) forced: Option<String>,
     pub(crate) system_text: String,
     /// Text of the last user message that has any.
     pub(crate) user_text: String,
@@ -53,6 +55,9 @@ impl Parsed {
             tools: tools
                 .filter_map(|t| t["name"].as_str().map(str::to_owned))
                 .collect(),
+            forced: (json["tool_choice"]["type"] == "tool")
+                .then(|| json["tool_choice"]["name"].as_str().map(str::to_owned))
+                .flatten(),
             system_text: text_of(&json["system"]),
             user_text: user_text.unwrap_or_default(),
             turn: messages.iter().filter(is_assistant).count(),
@@ -68,6 +73,14 @@ impl Parsed {
 
     pub(crate) fn offers(&self, tool: &str) -> bool {
         self.tools.iter().any(|t| t == tool)
+    }
+
+    /// The schema of a tool's input.
+    pub(crate) fn schema(&self, tool: &str) -> &Value {
+        let mut tools = self.json["tools"].as_array().into_iter().flatten();
+        tools
+            .find(|offered| offered["name"] == tool)
+            .map_or(&Value::Null, |offered| &offered["input_schema"])
     }
 }
 

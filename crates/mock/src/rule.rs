@@ -42,6 +42,8 @@ pub struct When {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub forced: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
 }
 
@@ -57,6 +59,7 @@ impl When {
             && all(self.turn.as_ref(), |n| *n == request.turn)
             && all(self.stream.as_ref(), |s| *s == request.stream)
             && all(self.tool.as_ref(), |t| request.tools.iter().any(|x| x == t))
+            && all(self.forced.as_ref(), |t| request.forced.as_ref() == Some(t))
             && all(self.tool_results.as_ref(), |n| *n == request.results.len())
             && all(self.tool_result_contains.as_ref(), |t| {
                 request.results.iter().any(|r| r.text.contains(t.as_str()))

@@ -34,6 +34,7 @@ pub(crate) fn check(request: &Value) -> Result<(), String> {
         }
     }
     tools(&request["tools"])?;
+    tool_choice(request)?;
     content(&request["system"], "system")?;
     let messages = request["messages"]
         .as_array()
@@ -69,6 +70,28 @@ fn tools(tools: &Value) -> Result<(), String> {
         if is_custom && tool["input_schema"]["type"] != "object" {
             return Err(format!("tools.{i}.input_schema.type: must be `object`"));
         }
+    }
+    Ok(())
+}
+
+fn tool_choice(request: &Value) -> Result<(), String> {
+    let choice = &request["tool_choice"];
+    if !matches!(choice["type"].as_str(), Some("tool" | "any")) {
+        return Ok(());
+    }
+    let thinks = matches!(
+        request["thinking"]["type"].as_str(),
+        Some("enabled" | "adaptive")
+    );
+    if thinks {
+        return Err("Thinking may not be enabled when tool_choice forces tool use.".into());
+    }
+    let mut tools = request["tools"].as_array().into_iter().flatten();
+    if choice["type"] == "tool" && !tools.any(|tool| tool["name"] == choice["name"]) {
+        return Err(format!(
+            "tool_choice: tool {} not found in the tools",
+            choice["name"]
+        ));
     }
     Ok(())
 }
@@ -362,6 +385,11 @@ mod tests {
             ("tools", json!([tool("a"), tool("a")]), "unique"),
             ("tools", json!([tool("a.b")]), "must match"),
             ("tools", json!([{"name": "a"}]), "input_schema"),
+            (
+                "tool_choice",
+                json!({"type": "tool", "name": "a"}),
+                "not found",
+            ),
             ("system", json!([{"type": "text", "text": ""}]), "non-empty"),
             (
                 "system",
@@ -378,7 +406,11 @@ mod tests {
         good["system"] = json!([cached, cached, cached, cached]);
         good["tools"] =
             json!([tool("a"), tool("b"), {"type": "web_search_20250305", "name": "web_search"}]);
+        good["tool_choice"] = json!({"type": "tool", "name": "b"});
+        assert_eq!(check(&good), Ok(()));
         good["thinking"] = json!({"type": "adaptive"});
+        assert!(check(&good).unwrap_err().contains("Thinking may not"));
+        good["tool_choice"] = json!({"type": "auto"});
         assert_eq!(check(&good), Ok(()));
     }
 }

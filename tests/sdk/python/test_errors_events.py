@@ -10,7 +10,6 @@ from conftest import custom, toolset
 from support.cases import Case, fill, refused, send
 from support.tail import open_sdk
 
-LATER = (400, 501)
 ONES = "1" * 22
 TEXT = {"type": "text", "text": "{tag}"}
 SEARCH = {"type": "search_result", "source": "https://x.example", "title": "t", "citations": {"enabled": False}, "content": [TEXT]}
@@ -30,6 +29,11 @@ def document(**source) -> dict:
 
 def system(*content) -> dict:
     return {"type": "system.message", "content": list(content)}
+
+
+def outcome(**fields) -> dict:
+    fields = {"type": "user.define_outcome", "description": "d", "rubric": {"type": "text", "content": "c"}} | fields
+    return {key: value for key, value in fields.items() if value is not ...}
 
 
 GOOD = message(TEXT)
@@ -89,8 +93,21 @@ EVENTS: dict[str, tuple[object, str | tuple[str, ...], int | tuple[int, ...]]] =
     "custom result, error as text": ([{"type": "user.custom_tool_result", "custom_tool_use_id": "x", "is_error": "yes"}], "is_error", 400),
     "tool result in the cloud": ([{"type": "user.tool_result", "tool_use_id": f"sevt_01{ONES}", "content": [TEXT]}], "self", 400),
     "search result with holes": ([{"type": "user.custom_tool_result", "custom_tool_use_id": "x", "content": [{"type": "search_result", "source": "s"}]}], "content", 400),
-    "outcome": ([{"type": "user.define_outcome", "description": "d", "rubric": {"type": "text", "content": "c"}}], "outcome", LATER),
-    "outcome without a rubric": ([{"type": "user.define_outcome", "description": "d"}], "", LATER),
+    "outcome without a description": ([outcome(description=...)], ("user.define_outcome event at events[0]", "description"), 400),
+    "outcome with an empty description": ([outcome(description="")], "description", 400),
+    "outcome with a long description": ([outcome(description="d" * 65_537)], ("description", "65536"), 400),
+    "outcome without a rubric": ([outcome(rubric=...)], "rubric", 400),
+    "outcome with a rubric of null": ([outcome(rubric=None)], "rubric", 400),
+    "outcome with a rubric of text": ([outcome(rubric="- good")], "rubric", 400),
+    "outcome with a rubric of another type": ([outcome(rubric={"type": "url", "url": "https://x.example"})], "rubric", 400),
+    "outcome with an empty rubric": ([outcome(rubric={"type": "text", "content": ""})], "rubric.content", 400),
+    "outcome with a long rubric": ([outcome(rubric={"type": "text", "content": "r" * 262_145})], ("rubric.content", "262144"), 400),
+    "outcome with a rubric of no file": ([outcome(rubric={"type": "file", "file_id": "rubric.md"})], "rubric.file_id", 400),
+    "outcome with a rubric of an unknown file": ([outcome(rubric={"type": "file", "file_id": f"file_01{ONES}"})], ("rubric.file_id", "no file"), 400),
+    "outcome of no iterations": ([outcome(max_iterations=0)], "max_iterations", 400),
+    "outcome of too many iterations": ([outcome(max_iterations=21)], ("max_iterations", "20"), 400),
+    "outcome with an id": ([outcome(outcome_id="outc_1")], "outcome_id", 400),
+    "two outcomes": ([outcome(), outcome()], ("events[1]", "already active"), 400),
     "system message without content": ([system()], "content", 400),
     "system message of an image": ([system({"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}})], "content", 400),
     "system message, too long": ([system(*[TEXT] * 1001)], ("content", "1000"), 400),

@@ -108,8 +108,7 @@ CREATES: dict[str, tuple[dict, str | tuple[str, ...], int | tuple[int, ...], str
     "events with a system message": ({"initial_events": [MESSAGE, {"type": "system.message", "content": [{"type": "text", "text": "x"}]}]}, "initial_events", 400, None),
     "events with a bad second": ({"initial_events": [MESSAGE, {"type": "user.message", "content": []}]}, "initial_events", 400, None),
     "events with an outbound one": ({"initial_events": [{"type": "agent.message", "content": []}]}, "initial_events", 400, None),
-    "outcome": ({"initial_events": [{"type": "user.define_outcome", "description": "d", "rubric": {"type": "text", "content": "c"}}]}, "outcome", LATER, None),
-    "outcome without a rubric": ({"initial_events": [{"type": "user.define_outcome", "description": "d"}]}, "", LATER, None),
+    "outcome without a rubric": ({"initial_events": [{"type": "user.define_outcome", "description": "d"}]}, "rubric", 400, None),
 }  # fmt: skip
 
 

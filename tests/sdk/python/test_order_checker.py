@@ -130,7 +130,38 @@ def archived_with_queued() -> list[Event]:
     return log.events
 
 
-@pytest.mark.parametrize("log", [plain, tools, asked, retried, interrupted_custom, interrupted_running, archived_with_queued])
+def outcome() -> list[Event]:
+    log = Log()
+    rubric = {"type": "text", "content": "r"}
+    log.add("user.define_outcome", outcome_id="outc_1", description="d", rubric=rubric, max_iterations=3)
+    log.start()
+    for iteration, result in enumerate(("needs_revision", "satisfied")):
+        log.request()
+        of = {"outcome_id": "outc_1", "iteration": iteration}
+        start = log.add("span.outcome_evaluation_start", **of)
+        log.add("span.outcome_evaluation_ongoing", **of)
+        end = {"outcome_evaluation_start_id": start["id"], "result": result, "explanation": "e", "usage": USAGE}
+        log.add("span.outcome_evaluation_end", **of, **end)
+    return log.idle().events
+
+
+def interrupted_outcome() -> list[Event]:
+    log = Log()
+    rubric = {"type": "text", "content": "r"}
+    log.add("user.define_outcome", outcome_id="outc_1", description="d", rubric=rubric, max_iterations=3)
+    log.start()
+    start = log.add("span.model_request_start")
+    log.add("span.model_request_end", model_request_start_id=start["id"], is_error=True, model_usage=USAGE)
+    log.add("user.interrupt")
+    end = {"outcome_evaluation_start_id": "", "result": "interrupted", "explanation": "", "usage": USAGE}
+    log.add("span.outcome_evaluation_end", outcome_id="outc_1", iteration=0, **end)
+    return log.idle().events
+
+
+LEGAL = [plain, tools, asked, retried, interrupted_custom, interrupted_running, archived_with_queued, outcome, interrupted_outcome]
+
+
+@pytest.mark.parametrize("log", LEGAL)
 def test_legal_logs_pass(log) -> None:
     assert check(log()) == []
 
@@ -166,6 +197,33 @@ def test_a_missing_event_is_seen(log, name: str) -> None:
     assert check(without(log(), name)), f"{log.__name__} without {name} passes"
 
 
+@pytest.mark.parametrize("name", ["user.define_outcome", "span.outcome_evaluation_start", "span.outcome_evaluation_end"])
+def test_a_missing_part_of_an_outcome_is_seen(name: str) -> None:
+    assert check(without(outcome(), name))
+    assert check(without(outcome(), name, -1))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda start, ongoing, end: end.update(outcome_evaluation_start_id=""),
+        lambda start, ongoing, end: end.update(result="interrupted"),
+        lambda start, ongoing, end: end.update(result="excellent"),
+        lambda start, ongoing, end: end.update(explanation=None),
+        lambda start, ongoing, end: end.update(usage={"input_tokens": 1}),
+        lambda start, ongoing, end: end.update(iteration=1),
+        lambda start, ongoing, end: start.update(iteration=1),
+        lambda start, ongoing, end: start.update(outcome_id="outc_2"),
+        lambda start, ongoing, end: ongoing.update(iteration=1),
+        lambda start, ongoing, end: ongoing.update(outcome_id="outc_2"),
+    ],
+)
+def test_wrong_fields_of_an_evaluation_are_seen(spoil) -> None:
+    events = outcome()
+    spoil(*[event for event in events if event["type"].startswith("span.outcome")][:3])
+    assert check(events)
+
+
 def test_a_missing_result_is_seen() -> None:
     assert check(without(tools(), "agent.tool_result"))
 
@@ -180,7 +238,7 @@ def test_missing_rescheduling_is_seen() -> None:
     assert check(without(retried(), "session.thread_status_rescheduled"))
 
 
-@pytest.mark.parametrize("log", [plain, tools, asked, retried])
+@pytest.mark.parametrize("log", [plain, tools, asked, retried, outcome])
 def test_most_swaps_are_seen(log) -> None:
     events = log()
     # These pairs may stand either way: results in order of completion, parts of one response in the model's order.

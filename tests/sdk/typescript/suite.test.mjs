@@ -230,6 +230,32 @@ covers(['beta.sessions.events.send', 'beta.sessions.events.list', 'beta.sessions
   assert.deepEqual(messages.map((event) => event.content), [[{ type: 'text', text: 'hello' }]]);
 });
 
+test('an outcome that is revised once', async () => {
+  const mock = new Mock();
+  const met = { criterion: 'Is short', finding: 'It is.', met: true };
+  const open = { criterion: 'Is short', finding: 'It is long.', met: false, gap: 'Too long', change: 'Cut it' };
+  for (const [result, criterion] of [['needs_revision', open], ['satisfied', met]]) {
+    const input = { criteria: [criterion], result, summary: 'Looked at.' };
+    await mock.rules({ when: { forced: 'submit_verdict' }, times: 1, answer: [{ tool: { name: 'submit_verdict', input } }] });
+  }
+  await mock.answer('a poem');
+  const session = await makeSession(mock);
+  const stream = await tail(session);
+  const rubric = { type: 'text', content: '- Is short' };
+  const { data } = await sessions.events.send(session.id, { events: [{ type: 'user.define_outcome', description: 'Write a poem.', rubric }] });
+  assert.deepEqual([data[0].type, data[0].rubric, data[0].max_iterations], ['user.define_outcome', rubric, 3]);
+  await stream.idle('end_turn');
+  await stream.close();
+  const spans = stream.records.filter((event) => event.type.startsWith('span.outcome_evaluation_') && !event.type.endsWith('ongoing'));
+  assert.deepEqual(spans.map((event) => [event.type.split('_').at(-1), event.iteration, event.result]), [
+    ['start', 0, undefined], ['end', 0, 'needs_revision'], ['start', 1, undefined], ['end', 1, 'satisfied'],
+  ]); // prettier-ignore
+  assert(spans.every((event) => event.outcome_id === data[0].outcome_id));
+  const [evaluation] = (await sessions.retrieve(session.id)).outcome_evaluations;
+  assert.deepEqual([evaluation.outcome_id, evaluation.result, evaluation.iteration], [data[0].outcome_id, 'satisfied', 1]);
+  assert.match(evaluation.explanation, /\[met\] Is short: It is\./);
+});
+
 test('a stream opened after sending to an instant model', async () => {
   const mock = new Mock();
   await mock.answer('instant');

@@ -1,13 +1,15 @@
-//! Rubrics that a client's events name by file: read before the events are accepted.
+//! Outcomes among a client's events. A rubric that is named by file is read before they are accepted.
 
 use std::borrow::Cow;
 
 use selfsame_store::{AppendError, BlobError, Store};
 use selfsame_types::{
-    ApiError, FileId, WorkspaceId,
+    ApiError, FileId, OutcomeId, WorkspaceId, event,
     inbound::InboundEvent,
-    outcome::{MAX_RUBRIC, Rubric, TextRubric},
+    outcome::{DefinedOutcome, MAX_RUBRIC, Rubric, TextRubric, UserDefineOutcome},
 };
+
+use crate::machine::{Input, InputKind};
 
 /// The longest rubric there may be, in bytes.
 const MAX_BYTES: usize = 4 * MAX_RUBRIC;
@@ -64,6 +66,28 @@ async fn read(
     let text = text(&bytes).ok_or_else(|| refuse("is not a text; upload the rubric in UTF-8"))?;
     TextRubric::new(text)
         .map_err(|error| refuse(&format!("is no rubric: {}", error.message)).into())
+}
+
+/// A new outcome as the machine takes it. Its rubric has been read.
+pub(crate) fn input(outcome: &UserDefineOutcome) -> Result<Input, ApiError> {
+    let Rubric::Text(rubric) = &outcome.rubric else {
+        tracing::error!("an outcome's rubric has not been read");
+        return Err(ApiError::internal());
+    };
+    let defined = DefinedOutcome {
+        outcome_id: OutcomeId::new(),
+        description: outcome.description.clone(),
+        rubric: rubric.clone(),
+        max_iterations: outcome.max_iterations,
+    };
+    Ok(Input {
+        fields: event::fields(&defined),
+        kind: InputKind::DefineOutcome {
+            outcome: defined.outcome_id,
+            description: defined.description,
+            max_iterations: defined.max_iterations,
+        },
+    })
 }
 
 /// The text of a file, without a byte order mark.

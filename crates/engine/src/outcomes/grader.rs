@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Inner,
     ask::{self, Whole},
+    fail,
     machine::ModelUsage,
     prompt::{SharedSpec, definition},
     runner::execute::execute,
@@ -112,6 +113,7 @@ impl Grader {
 
     /// Grades, up to a verdict or to a request that fails.
     pub(crate) async fn run(mut self) -> Graded {
+        fail::point("before_grading");
         let verdict = self.go_on().await;
         // The session may idle with this verdict, and by then its outputs are to be there.
         self.inner.capture(self.grading.session).await;
@@ -279,6 +281,7 @@ impl Grader {
 
     /// Asks for the verdict. Nothing that was said before counts.
     fn stop_looking(&mut self) -> Stage {
+        fail::point("mid_grading");
         self.conversation.close(&told(words::TIME_IS_UP));
         self.conversation.forget_thinking();
         self.conversation.tell(words::VERDICT);

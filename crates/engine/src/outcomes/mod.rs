@@ -34,7 +34,7 @@ use selfsame_model::ModelError;
 use selfsame_store::ModelRequest;
 use selfsame_types::{SessionId, ThreadId, outcome::DefinedOutcome};
 
-pub(crate) use accept::read_rubrics;
+pub(crate) use accept::{input, read_rubrics};
 pub(crate) use grader::Grader;
 pub(crate) use verdict::{Judgement, Verdict};
 pub(crate) use words::{feedback, task};

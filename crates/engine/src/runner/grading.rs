@@ -6,7 +6,7 @@ use selfsame_types::{EventId, outcome::DefinedOutcome};
 
 use super::{Done, Runner, Stopped, retry};
 use crate::{
-    ask,
+    ask, fail,
     machine::Failure,
     outcomes::{FIRST_HEARTBEAT, Graded, Grader, Grading, HEARTBEAT},
 };
@@ -94,11 +94,13 @@ impl Runner {
         } = graded;
         match verdict {
             Ok(verdict) => {
+                fail::point("before_verdict_commit");
                 let appended = self
                     .append_and_begin(&requests, |step, _| {
                         step.finish_grading(span, verdict.clone(), &usage);
                     })
                     .await?;
+                fail::point("after_verdict_commit");
                 self.send_begun(appended).await
             }
             Err(error) => {

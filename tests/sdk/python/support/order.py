@@ -65,6 +65,14 @@ PERSISTED = INBOUND | OUTPUT | set(RESULTS) | THREAD_STATUS | SESSION_STATUS | O
 PREVIEWS = {"event_start", "event_delta"}
 STREAM_ONLY = PREVIEWS | {"session.deleted"}
 
+EVALUATION = {
+    "span.outcome_evaluation_start",
+    "span.outcome_evaluation_ongoing",
+    "span.outcome_evaluation_end",
+}
+# Of evaluations; all but the first end their outcome.
+RESULTS_OF_OUTCOMES = {"needs_revision", "satisfied", "max_iterations_reached", "failed", "interrupted"}
+
 STOP_REASONS = {"end_turn", "requires_action", "retries_exhausted", "budget_reached", "refusal"}
 ERROR_TYPES = {
     "unknown_error",
@@ -132,6 +140,9 @@ class _Checker:
         self.since_output = False
         self.interrupted = False
         self.answered = False
+        # The open evaluation, and outcomes by id: the iteration they are at, None when they are over.
+        self.evaluation: Event | None = None
+        self.outcomes: dict[str, int | None] = {}
 
     def bad(self, text: str) -> None:
         self.violations.append(f"{self.at}: {text}")
@@ -253,6 +264,8 @@ class _Checker:
                 self.bad(f"while {self.status}")
             if self.open:
                 self.bad(f"while calls have no result: {sorted(self.open)}")
+            if self.evaluation:
+                self.bad("while an outcome is being evaluated")
             self.span = event["id"]
             self.since_output = False
         elif name == "span.model_request_end":
@@ -268,8 +281,52 @@ class _Checker:
             following = next((each for each in events[index:] if each["type"] not in RESULTS), None)
             ended = self.interrupted or (following is not None and following["type"] == "user.interrupt")
             self.result(event, RESULTS[name], ended)
+        elif name in EVALUATION:
+            self.evaluate(event)
         elif name in INBOUND:
             self.inbound(event, events[index:])
+
+    def evaluate(self, event: Event) -> None:
+        name, outcome = event["type"], str(event.get("outcome_id"))
+        iteration, at = event.get("iteration"), self.outcomes.get(outcome)
+        if outcome not in self.outcomes:
+            self.bad(f"is of {outcome}, which nobody has defined")
+        elif at is None:
+            self.bad(f"is of {outcome}, which is over")
+        elif iteration != at:
+            self.bad(f"is iteration {iteration}, not {at}")
+        if self.span:
+            self.bad("while a model request is open")
+        if name == "span.outcome_evaluation_start":
+            if self.status != "running":
+                self.bad(f"while {self.status}")
+            if self.evaluation:
+                self.bad("while another evaluation is open")
+            if self.open:
+                self.bad(f"while calls have no result: {sorted(self.open)}")
+            self.evaluation = event
+            return
+        started = self.evaluation
+        if started is not None and (started["outcome_id"], started["iteration"]) != (outcome, iteration):
+            self.bad(f"is of another evaluation than {started['id']}")
+        if name == "span.outcome_evaluation_ongoing":
+            if started is None:
+                self.bad("while no evaluation is open")
+            return
+        result, of = event.get("result"), event.get("outcome_evaluation_start_id")
+        if of != (started["id"] if started else ""):
+            self.bad(f"ends {of!r}, open is {started and started['id']!r}")
+        if result not in RESULTS_OF_OUTCOMES or not isinstance(event.get("explanation"), str):
+            self.bad(f"has the result {result!r} and the explanation {event.get('explanation')!r}")
+        if started is None and result != "interrupted":
+            self.bad(f"is {result} without an evaluation")
+        usage = event.get("usage") or {}
+        for field in USAGE_FIELDS:
+            if not isinstance(usage.get(field), int):
+                self.bad(f"has no usage.{field}")
+        if at is not None:
+            self.outcomes[outcome] = at + 1 if result == "needs_revision" else None
+        self.evaluation = None
 
     def expect(self, neighbour: Event | None, names: set[str]) -> None:
         if neighbour is None or neighbour["type"] not in names:
@@ -285,6 +342,14 @@ class _Checker:
                 self.bad(f"differs from its thread: {twin.get('stop_reason')} and {event.get('stop_reason')}")
         if self.span:
             self.bad("with a model request open")
+        if self.evaluation:
+            # Only one that failed is left open: the outcome goes on with the next message.
+            if (event.get("stop_reason") or {}).get("type") != "retries_exhausted":
+                self.bad("while an outcome is being evaluated")
+            self.evaluation = None
+        active = [outcome for outcome, at in self.outcomes.items() if at is not None]
+        if active and not self.interrupted and (event.get("stop_reason") or {}).get("type") == "end_turn":
+            self.bad(f"while outcomes are to be evaluated: {active}")
         running = [identity for identity, kind in self.open.items() if identity not in self.waiting()]
         if running and self.status == "running":
             self.bad(f"while calls have no result: {running}")
@@ -394,6 +459,13 @@ class _Checker:
             self.open.pop(identity, None)
             self.finished.add(identity)
             self.answered = True
+        elif name == "user.define_outcome":
+            identity = str(event.get("outcome_id"))
+            if not identity.startswith("outc_") or identity in self.outcomes:
+                self.bad(f"defines {identity!r}")
+            if (event.get("rubric") or {}).get("type") not in ("text", "file") or not isinstance(event.get("max_iterations"), int):
+                self.bad(f"has the rubric {event.get('rubric')!r} and max_iterations {event.get('max_iterations')!r}")
+            self.outcomes[identity] = 0
         elif name == "user.message":
             # What was still queued when the session was archived is put away with it.
             following = next((each for each in rest if each["type"] not in INBOUND), None)
@@ -409,6 +481,8 @@ class _Checker:
             return
         if self.span:
             self.bad("a model request was never closed")
+        if self.evaluation:
+            self.bad("an evaluation was never closed")
         if self.status in ("running", "rescheduling"):
             self.bad(f"the session is still {self.status}")
         left = set(self.open) - self.waiting()
