@@ -71,7 +71,7 @@ impl Client {
             .await
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value> {
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value> {
         let response = request.timeout(DEADLINE).send().await?;
         let (status, url) = (response.status(), response.url().clone());
         let text = response.text().await?;

@@ -12,6 +12,7 @@ mod programs;
 mod receiver;
 mod repositories;
 mod sandboxes;
+mod secrets;
 mod servers;
 mod site;
 mod skills;

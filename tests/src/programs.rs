@@ -18,6 +18,7 @@ use tokio::{net::TcpStream, process::Command, sync::Semaphore};
 use crate::{
     client::{Client, check_order, count, shape},
     docker::{self, Deployment, Helper},
+    secrets::{packages, site::Site},
     standins::{self, Authority},
     world::{Server, World, until},
 };
@@ -228,12 +229,14 @@ async fn packages_are_installed_once_and_their_programs_work() -> Result<()> {
         .serve(&["proxy.golang.org"], standins::modules(MODULE)?)
         .await?;
     let (database, user) = standins::postgres().await?;
+    let secret = Site::start(&authority, &[packages::HOST]).await?;
     let hosts = standins::hosts(&[
         ("rubygems.org", Some(gems)),
         ("index.rubygems.org", Some(gems)),
         ("proxy.golang.org", Some(modules)),
         ("database.example.test", None),
         ("shell.example.test", None),
+        (packages::HOST, Some(secret.port)),
     ]);
     let bundle = bundle.display().to_string();
     let settings = [
@@ -260,7 +263,7 @@ async fn packages_are_installed_once_and_their_programs_work() -> Result<()> {
             "networking": {
                 "type": "limited",
                 "allow_package_managers": true,
-                "allowed_hosts": ["database.example.test", "shell.example.test"],
+                "allowed_hosts": ["database.example.test", "shell.example.test", packages::HOST],
             },
         }),
     )
@@ -330,6 +333,8 @@ async fn packages_are_installed_once_and_their_programs_work() -> Result<()> {
     )
     .await?;
     ssh(&world, &server, &deployment, &first).await?;
+    let images = deployment.images().await?;
+    packages::use_secrets(&world, &server, &environment, &images[0], &secret).await?;
     second(&world, &server, &environment).await
 }
 

@@ -64,7 +64,7 @@ impl Authority {
         Ok(std::fs::write(path, pem)?)
     }
 
-    fn acceptor(&self, names: &[&str]) -> Result<TlsAcceptor> {
+    pub fn acceptor(&self, names: &[&str]) -> Result<TlsAcceptor> {
         let key = KeyPair::generate()?;
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let leaf = CertificateParams::new(names)?.signed_by(&key, &self.0)?;

@@ -16,6 +16,7 @@ use crate::{
     fail,
     hub::{Hub, Preview, PreviewKind},
     machine::{BlockContent, ErrorType, ModelUsage, Response, ResponseBlock, Sequel},
+    mcp::Toolset,
     notifier::{Notifier, RemotePreview},
     prompt::SharedSpec,
 };
@@ -82,6 +83,7 @@ pub(crate) async fn ask(
     provider: Arc<dyn Provider>,
     request: Request,
     spec: SharedSpec,
+    tools: Arc<Toolset>,
     previews: Previews,
 ) -> Answer {
     fail::point("before_model_request");
@@ -119,7 +121,7 @@ pub(crate) async fn ask(
             }
             Ok(Delta::BlockDone { index, block }) => {
                 let id = *ids.entry(index).or_insert_with(EventId::new);
-                let content = content(&spec, block);
+                let content = content(&spec, &tools, block);
                 blocks.retain(|(started, _)| *started != index);
                 blocks.push((index, content.map(|content| ResponseBlock { id, content })));
             }
@@ -209,7 +211,7 @@ fn incomplete() -> ModelError {
 }
 
 /// A block as an event's content; an empty text is none.
-fn content(spec: &SharedSpec, block: Block) -> Option<BlockContent> {
+fn content(spec: &SharedSpec, tools: &Toolset, block: Block) -> Option<BlockContent> {
     match block {
         Block::Text { text } if text.is_empty() => None,
         Block::Text { text } => Some(BlockContent::Text(text)),
@@ -222,7 +224,9 @@ fn content(spec: &SharedSpec, block: Block) -> Option<BlockContent> {
         Block::RedactedThinking { data } => Some(BlockContent::Thinking(raw(
             &json!({"type": "redacted_thinking", "data": data}),
         ))),
-        Block::ToolUse { id, name, input } => Some(BlockContent::Call(spec.judge(id, name, input))),
+        Block::ToolUse { id, name, input } => {
+            Some(BlockContent::Call(spec.judge(tools, id, name, input)))
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod hub;
 mod images;
 mod loops;
 pub mod machine;
+mod mcp;
 mod notifier;
 mod outcomes;
 mod prompt;
@@ -29,6 +30,7 @@ mod runners;
 mod sandboxes;
 mod sessions;
 pub mod skills;
+mod spill;
 #[cfg(test)]
 mod testing;
 mod transcript;
@@ -49,6 +51,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use hub::{Item, Preview, PreviewKind, Subscription};
 pub use images::{ImageError, ImagesConfig};
 pub use machine::Status;
+pub use mcp::{Mcp, McpConfig};
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
 pub use sessions::{NewSessionRequest, SessionEdit, Watch};
@@ -94,6 +97,7 @@ pub struct Parts {
     pub backend: Arc<dyn Backend>,
     pub door: Door,
     pub web: Web,
+    pub mcp: Mcp,
     pub webhooks: Webhooks,
     pub vaults: VaultsConfig,
 }
@@ -116,6 +120,7 @@ pub(crate) struct Inner {
     pub sandboxes: Sandboxes,
     pub images: Arc<Images>,
     pub web: Web,
+    pub mcp: Mcp,
     pub webhooks: Webhooks,
     deliverer: Deliverer,
     pub vaults: Vaults,
@@ -137,6 +142,7 @@ impl Engine {
             backend,
             door,
             web,
+            mcp,
             webhooks,
             vaults,
         } = parts;
@@ -179,6 +185,7 @@ impl Engine {
                 sandboxes,
                 images,
                 web,
+                mcp,
                 deliverer: Deliverer::new(
                     webhooks.clone(),
                     store.clone(),

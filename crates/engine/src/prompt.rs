@@ -19,6 +19,7 @@ use serde_json::{
 
 use crate::{
     machine::{NewCall, Permission, Verdict},
+    mcp::Toolset,
     transcript::{Transcript, with_cache_breakpoint},
 };
 
@@ -73,11 +74,7 @@ impl Spec {
             }))
             .expect("tools serialize")
         }));
-        for list in [&mut system, &mut tools] {
-            if let Some(last) = list.last_mut() {
-                *last = with_cache_breakpoint(last);
-            }
-        }
+        mark_last(&mut system);
         Self {
             thinking: models.thinking(&model, max_tokens),
             effort: models.effort(&model, Some(spec.model.effort.r#type.as_str())),
@@ -136,9 +133,15 @@ impl Spec {
         ))
     }
 
-    /// The next request of a thread. `briefing` is about the session's own material.
+    /// The next request of a thread. `briefing` is about the session's own material, `mcp` has the tools of
+    /// its MCP servers.
     #[must_use]
-    pub fn request(&self, transcript: &Transcript, briefing: Option<&str>) -> Request {
+    pub fn request(
+        &self,
+        transcript: &Transcript,
+        briefing: Option<&str>,
+        mcp: &Toolset,
+    ) -> Request {
         let mut system = self.system.clone();
         if let Some(briefing) = briefing.filter(|briefing| !briefing.is_empty()) {
             // Behind what is said of the sandbox. The agent's own words come last, and with them the
@@ -150,11 +153,14 @@ impl Spec {
                 system.push(with_cache_breakpoint(&block));
             }
         }
+        let mut tools = self.tools.clone();
+        tools.extend_from_slice(mcp.definitions());
+        mark_last(&mut tools);
         Request {
             model: self.model.clone(),
             max_tokens: self.max_tokens,
             system,
-            tools: self.tools.clone(),
+            tools,
             messages: transcript.messages(),
             thinking: self.thinking,
             effort: self.effort.clone(),
@@ -196,6 +202,7 @@ impl Spec {
     #[must_use]
     pub fn judge(
         &self,
+        mcp: &Toolset,
         model_id: String,
         name: String,
         input: Result<Box<RawValue>, String>,
@@ -213,6 +220,8 @@ impl Spec {
             ))
         } else if spec.custom_tool(&name).is_some() {
             Verdict::Custom
+        } else if let Some(verdict) = mcp.judge(&name) {
+            verdict
         } else {
             match BuiltinTool::parse(&name).map(|tool| (tool, spec.builtin(tool))) {
                 Some((tool, setting)) if setting.enabled => {
@@ -231,6 +240,10 @@ impl Spec {
                     }
                 }
                 Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
+                None if name.starts_with("mcp__") => refuse(format!(
+                    "There is no tool named `{name}` now: its MCP server does not offer it, is not to be \
+                     had, or the tool is not enabled."
+                )),
                 None => refuse(format!("There is no tool named `{name}`.")),
             }
         };
@@ -241,6 +254,13 @@ impl Spec {
             verdict,
         }
     }
+}
+
+/// Whether an agent, as a session keeps it, or a member of its has MCP servers. Asked with every message that
+/// starts a turn, so the text is not read but searched: it is this program's own, without a space between
+/// key and value, and inside a string the quotes would be escaped.
+pub fn uses_mcp(agent: &str) -> bool {
+    agent.contains(r#""mcp_servers":[{"#)
 }
 
 /// What the sandbox can reach.
@@ -274,6 +294,13 @@ fn network(environment: &EnvironmentConfig, spec: &selfsame_types::agent::AgentS
         "The sandbox reaches these places and nothing else: {}. Connections to others are reset.",
         reached.join(", ")
     )
+}
+
+/// The upstream keeps what lies before a breakpoint.
+fn mark_last(blocks: &mut [Box<RawValue>]) {
+    if let Some(last) = blocks.last_mut() {
+        *last = with_cache_breakpoint(last);
+    }
 }
 
 fn text(text: &str) -> Box<RawValue> {

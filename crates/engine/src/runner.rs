@@ -16,6 +16,7 @@ mod calls;
 pub(crate) mod execute;
 mod grading;
 mod interrupts;
+mod mcp;
 mod recovery;
 mod requests;
 
@@ -35,6 +36,7 @@ use crate::{
     ask::Answer,
     change::works,
     machine::{CallResult, Machine, Next, Step, Trouble},
+    mcp::Toolset,
     outcomes::{Graded, Grader},
     prompt::SharedSpec,
     runners::Link,
@@ -42,6 +44,7 @@ use crate::{
     transcript::Transcript,
 };
 use execute::Executed;
+use mcp::Tools;
 
 /// Between two attempts while the database is away ..
 const STORE_RETRY: Duration = Duration::from_millis(250);
@@ -109,6 +112,12 @@ enum Done {
         thread: ThreadId,
         briefing: Result<(String, Vec<Trouble>), AcquireError>,
     },
+    /// A thread's MCP servers have been asked for their tools.
+    Learned {
+        thread: ThreadId,
+        toolset: Toolset,
+        troubles: Vec<Trouble>,
+    },
     /// A thread's next attempt is due.
     Waited {
         thread: ThreadId,
@@ -148,13 +157,14 @@ pub(crate) struct Begun {
     pub span: EventId,
 }
 
-/// Opens the requests that are due, so that a turn's first commit is also its first request's.
-pub(crate) fn begin(step: &mut Step<'_>) -> Vec<Begun> {
+/// Opens the requests of threads that are due and ready, so that a turn's first commit is also its first
+/// request's.
+pub(crate) fn begin(step: &mut Step<'_>, is_ready: impl Fn(ThreadId) -> bool) -> Vec<Begun> {
     let mut begun = Vec::new();
     for next in step.machine.next() {
         let Next::Ask { thread } = next else { continue };
         let span = EventId::new();
-        if step.start_request(thread, span) {
+        if is_ready(thread) && step.start_request(thread, span) {
             begun.push(Begun { thread, span });
         }
     }
@@ -175,6 +185,7 @@ pub(crate) struct Runner {
     /// About what is mounted; made before the first request.
     briefing: Option<String>,
     equipping: Option<AbortHandle>,
+    tools: Tools,
     transcripts: HashMap<ThreadId, Transcript>,
     jobs: JoinSet<Done>,
     asking: HashMap<EventId, AbortHandle>,
@@ -225,6 +236,7 @@ impl Runner {
             epoch: start.epoch,
             machine: start.machine,
             last_seq: start.last_seq,
+            tools: Tools::new(&start.spec.agent),
             spec: start.spec,
             specs: HashMap::new(),
             equipped: start.equipped,
@@ -260,6 +272,7 @@ impl Runner {
                 return Ok(());
             }
             let seen = self.last_seq;
+            self.forget_tools();
             self.start_work().await?;
             if self.last_seq != seen {
                 // What was appended may ask for more, and nobody would wake us for it.
@@ -307,12 +320,15 @@ impl Runner {
 
     /// Starts whatever should be under way and is not.
     async fn start_work(&mut self) -> Result<(), Stopped> {
-        let mut asks = None;
+        let mut asks = false;
         let mut lost = Vec::new();
         for next in self.machine.next() {
             match next {
-                // All that are due are opened in one append.
-                Next::Ask { thread } => asks = asks.or(Some(thread)),
+                // All that are due are opened in one append, once what they are about is there.
+                Next::Ask { thread } => {
+                    let equipped = self.equip(thread);
+                    asks |= self.learn_tools(thread).await? && equipped;
+                }
                 Next::Await { thread, request } => {
                     if !self.asking.contains_key(&request) {
                         lost.push(thread);
@@ -327,10 +343,7 @@ impl Runner {
         if !lost.is_empty() {
             self.resume(&lost).await?;
         }
-        match asks {
-            Some(thread) if self.equip(thread) => self.ask().await,
-            _ => Ok(()),
-        }
+        if asks { self.ask().await } else { Ok(()) }
     }
 
     async fn wait(&mut self, thread: ThreadId, until: Timestamp) -> Result<(), Stopped> {
@@ -339,6 +352,10 @@ impl Runner {
                 return Ok(());
             }
             handle.abort();
+        }
+        if self.equipping.is_some() || self.tools.is_asking(thread) {
+            // The time has come, and what the request is about is not there yet.
+            return Ok(());
         }
         let now = retry(|| self.inner.store.now()).await?;
         let left = until.as_micros().saturating_sub(now.as_micros()).max(0);
@@ -367,6 +384,11 @@ impl Runner {
             }
             Done::Graded { span, graded } => self.graded(span, *graded).await,
             Done::StillGrading { span } => self.still_grading(span).await,
+            Done::Learned {
+                thread,
+                toolset,
+                troubles,
+            } => self.learned(thread, toolset, troubles).await,
             Done::Equipped { thread, briefing } => {
                 self.equipping = None;
                 self.equipped(thread, briefing).await

@@ -183,6 +183,7 @@ impl Inner {
                     tracing::info!(%session, epoch, "let go of a session that is another's now");
                     if last {
                         inner.sandboxes.disconnect(session);
+                        inner.mcp.release(&inner, session);
                     }
                 }
                 Err(error) => {
@@ -199,11 +200,13 @@ impl Inner {
         });
     }
 
-    /// Keeps the sandbox connected for a while: the next turn is likely soon.
+    /// Keeps the sandbox and MCP servers connected for a while: the next turn is likely soon.
     fn idle(self: &Arc<Self>, session: SessionId) {
-        let Some(used) = self.sandboxes.last_use(session) else {
+        let sandbox = self.sandboxes.last_use(session);
+        let mcp = self.mcp.last_use(session);
+        if sandbox.is_none() && mcp.is_none() {
             return;
-        };
+        }
         let inner = Arc::clone(self);
         let keep = self.config.keep_connected;
         self.tasks.spawn(async move {
@@ -211,9 +214,14 @@ impl Inner {
                 () = tokio::time::sleep(keep) => {}
                 () = inner.shutdown.cancelled() => {}
             }
-            let unused = inner.sandboxes.last_use(session) == Some(used);
-            if unused && !inner.runners.contains(session) {
+            if inner.runners.contains(session) {
+                return;
+            }
+            if sandbox.is_some() && inner.sandboxes.last_use(session) == sandbox {
                 inner.sandboxes.disconnect(session);
+            }
+            if mcp.is_some() && inner.mcp.last_use(session) == mcp {
+                inner.mcp.release(&inner, session);
             }
         });
     }

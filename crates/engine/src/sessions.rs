@@ -24,7 +24,7 @@ use crate::{
     hub::Subscription,
     machine::{Input, InputKind, Machine, Status, Step},
     outcomes,
-    prompt::Spec,
+    prompt::{Spec, uses_mcp},
     resources::{self, ResourceError},
     runner::{Begun, Start, begin},
     runners::Expected,
@@ -129,8 +129,9 @@ impl Engine {
         let mut step = Step::new(machine, 0, now, &mut new_id);
         step.accept(id, &inputs)?;
         let owner = (here && works(&step.machine)).then_some(inner.server);
+        let agent = text(&request.agent);
         let begun = match owner {
-            Some(_) if !equipped => begin(&mut step),
+            Some(_) if !equipped && !uses_mcp(&agent) => begin(&mut step, |_| true),
             _ => Vec::new(),
         };
         let (machine, written) = step.finish();
@@ -152,7 +153,7 @@ impl Engine {
             agent_id: request.agent.id,
             agent_version: request.agent.version,
             environment_id: request.environment_id,
-            agent: text(&request.agent),
+            agent,
             environment: request.environment,
             title: request.title,
             metadata: request.metadata,
@@ -269,11 +270,15 @@ impl Engine {
                         }
                         _ => LeaseChange::Keep,
                     };
-                    // What another server left in the middle is for a runner to look at first.
-                    let begun = if lease == LeaseChange::Keep || worked || head.equipped {
+                    // What another server left in the middle is for a runner to look at first, and MCP
+                    // servers have to be asked what they can do.
+                    let waits = worked
+                        || head.equipped
+                        || head.cold.as_ref().is_some_and(|cold| uses_mcp(&cold.agent));
+                    let begun = if lease == LeaseChange::Keep || waits {
                         Vec::new()
                     } else {
-                        begin(&mut step)
+                        begin(&mut step, |_| true)
                     };
                     let (machine, written) = step.finish();
                     accepted = Accepted {
@@ -485,6 +490,7 @@ impl Engine {
         if let Some(appended) = appended {
             inner.published(session, &appended.rows);
             inner.sandboxes.release(session);
+            inner.mcp.release(inner, session);
         }
         Ok(())
     }

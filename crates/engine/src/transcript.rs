@@ -30,6 +30,8 @@ enum Role {
 struct Message {
     role: Role,
     blocks: Vec<Box<RawValue>>,
+    /// Positions of blocks in the user's name that no user has written: what graders found.
+    graders: Vec<usize>,
 }
 
 /// A call as the model made it.
@@ -38,6 +40,8 @@ pub struct CallInfo {
     pub model_id: String,
     pub name: String,
     pub input: Box<RawValue>,
+    /// The MCP server that it goes to.
+    pub mcp_server: Option<String>,
 }
 
 /// A thread's messages so far.
@@ -49,6 +53,8 @@ pub struct Transcript {
     calls: HashMap<EventId, CallInfo>,
     /// What the next request will show: messages of threads, an outcome, a grader's word.
     held: Vec<Box<RawValue>>,
+    /// Positions in it of what graders found.
+    graders: Vec<usize>,
     /// Blocks of the last message before the latest response, if that goes on with it.
     base: usize,
     /// Position of the last row that went in.
@@ -65,6 +71,8 @@ struct Content {
 struct Use {
     name: String,
     input: Box<RawValue>,
+    #[serde(default)]
+    mcp_server_name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -222,7 +230,11 @@ impl Transcript {
             EventType::AgentToolUse
             | EventType::AgentMcpToolUse
             | EventType::AgentCustomToolUse => {
-                let Use { name, input } = serde_json::from_str(&row.body)?;
+                let Use {
+                    name,
+                    input,
+                    mcp_server_name: mcp_server,
+                } = serde_json::from_str(&row.body)?;
                 let model_id = private.model_id.unwrap_or_else(|| row.id.to_string());
                 let block = to_raw_value(&ToolUse {
                     r#type: "tool_use",
@@ -238,6 +250,7 @@ impl Transcript {
                         model_id,
                         name,
                         input,
+                        mcp_server,
                     },
                 );
             }
@@ -277,6 +290,7 @@ impl Transcript {
                     explanation,
                 } = serde_json::from_str(&row.body)?;
                 if let Some(told) = outcomes::feedback(&result, iteration, &explanation) {
+                    self.graders.push(self.held.len());
                     self.hold(&told)?;
                 }
             }
@@ -298,7 +312,11 @@ impl Transcript {
         }
         match self.messages.last_mut() {
             Some(last) if last.role == role => last.blocks.extend(blocks),
-            _ => self.messages.push(Message { role, blocks }),
+            _ => self.messages.push(Message {
+                role,
+                blocks,
+                graders: Vec::new(),
+            }),
         }
     }
 
@@ -315,7 +333,12 @@ impl Transcript {
     fn show_held(&mut self) -> Result<(), serde_json::Error> {
         self.close_calls()?;
         let held = std::mem::take(&mut self.held);
+        let (count, graders) = (held.len(), std::mem::take(&mut self.graders));
         self.push(Role::User, held);
+        if let Some(last) = self.messages.last_mut().filter(|_| count > 0) {
+            let first = last.blocks.len() - count;
+            last.graders.extend(graders.iter().map(|at| first + at));
+        }
         Ok(())
     }
 
@@ -351,6 +374,7 @@ impl Transcript {
                     model_id,
                     name,
                     input,
+                    mcp_server: None,
                 },
             );
             results.extend(result.map(|result| (id, result)));
@@ -417,7 +441,10 @@ impl Transcript {
     pub fn read(&self, mut show: impl FnMut(&Origin<'_>, &str)) {
         let mut tools = HashMap::new();
         for message in &self.messages {
-            for block in &message.blocks {
+            let blocks = message.blocks.iter().enumerate();
+            // A grader quotes what the agent wrote: no address becomes the user's by that.
+            let blocks = blocks.filter(|(at, _)| !message.graders.contains(at));
+            for (_, block) in blocks {
                 let Ok(block) = serde_json::from_str::<Readable<'_>>(block.get()) else {
                     continue;
                 };
@@ -522,3 +549,6 @@ pub fn with_cache_breakpoint(block: &RawValue) -> Box<RawValue> {
     ))
     .expect("an object with one more key is JSON")
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use ipnet::IpNet;
 use selfsame_engine::{
-    Engine, EngineConfig, FetchLimits, ImagesConfig, Parts, SandboxConfig, SearchConfig, Web,
-    WebConfig,
+    Engine, EngineConfig, FetchLimits, ImagesConfig, Mcp, McpConfig, Parts, SandboxConfig,
+    SearchConfig, Web, WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
     vaults::VaultsConfig,
     webhooks::{UrlRules, WebhookBackoff, Webhooks, WebhooksConfig},
@@ -53,6 +53,7 @@ pub async fn engine(
             backend,
             door,
             web: web(config)?,
+            mcp: mcp(config)?,
             webhooks: webhooks(config)?,
             vaults: vaults(config)?,
         },
@@ -228,6 +229,21 @@ fn policy_with(net: &Net, ranges: &[IpNet]) -> anyhow::Result<Policy> {
         .context("net.extra_ca_file")?
         .with_hosts(hosts.collect());
     Ok(policy)
+}
+
+/// What speaks to agents' MCP servers.
+///
+/// # Errors
+/// When its client cannot be built.
+pub fn mcp(config: &Config) -> anyhow::Result<Mcp> {
+    let mcp = &config.mcp;
+    let settings = McpConfig {
+        connect_timeout: Duration::from_secs(mcp.connect_timeout_seconds),
+        call_timeout: Duration::from_secs(mcp.call_timeout_seconds),
+        max_response_bytes: mcp.max_response_bytes,
+        memory_bytes: mcp.memory_bytes,
+    };
+    Mcp::new(settings, &policy(&config.net)?).context("the MCP connector")
 }
 
 /// Fetches and searches.

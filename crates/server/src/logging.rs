@@ -11,8 +11,9 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// When `log.level` cannot be understood, or logging has begun already.
 pub fn install(log: &Log) -> anyhow::Result<()> {
-    // Postgres' notices are about migrations that have run already.
-    let quiet = "sqlx::postgres::notice=warn";
+    // Postgres' notices are about migrations that have run already. The client of MCP servers logs what
+    // they say; what matters of it is logged by the engine, in words of its own.
+    let quiet = "sqlx::postgres::notice=warn,rmcp=off";
     let filter = EnvFilter::try_new(format!("{quiet},{}", log.level))
         .map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
     let builder = tracing_subscriber::fmt()

@@ -112,6 +112,7 @@ impl TestApp {
                 backend: Arc::new(NoSandboxes),
                 door,
                 web: assembly::web(&config).unwrap(),
+                mcp: assembly::mcp(&config).unwrap(),
                 webhooks: assembly::webhooks(&config).unwrap(),
                 vaults: assembly::vaults(&config).unwrap(),
             },

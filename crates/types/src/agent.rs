@@ -295,19 +295,13 @@ impl AgentSpec {
         self.custom_tools().find(|tool| tool.name == name)
     }
 
-    /// The rules that span fields, and then what this server does not offer yet.
+    /// The rules that span fields.
     pub(crate) fn validate(&self) -> Result<(), ApiError> {
         self.check_mcp()?;
         if !self.skills.is_empty() && !self.builtin(BuiltinTool::Read).enabled {
             return Err(ApiError::invalid(
                 "skills: need the `agent_toolset_20260401` with `read` enabled in `tools`, because \
                  skills are files that the model reads; add it or clear `skills`",
-            ));
-        }
-        if !self.mcp_servers.is_empty() {
-            return Err(ApiError::not_implemented(
-                "mcp_servers: this server does not offer MCP yet; remove `mcp_servers` and every \
-                 `mcp_toolset`",
             ));
         }
         Ok(())

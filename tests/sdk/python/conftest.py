@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from support import order, process, registry
+from support.mcp_server import McpServer
 from support.mock import Mock
 from support.tail import NO_REUSE, Tail, open_raw
 
@@ -260,6 +261,12 @@ class Maker:
 @pytest.fixture
 def make(client: anthropic.Anthropic, mock: Mock, environment_id: str) -> Maker:
     return Maker(client, mock, environment_id)
+
+
+@pytest.fixture
+def mcp_server() -> type[McpServer]:
+    """Starts real MCP servers: see `support.mcp_server`."""
+    return McpServer
 
 
 def toolset(policy: str = "always_allow", **configs: str) -> dict[str, Any]:

@@ -214,3 +214,29 @@ def test_a_thinking_grader_gives_its_verdict_without_thinking(client, make, mock
     (end,) = run(client, make, make.session(agent=make.agent()))
     assert end["result"] == "satisfied"
     assert all("thinking" not in body for bodies in gradings(mock) for body in bodies if is_grader(body) and "tool_choice" in body)
+
+
+@pytest.mark.docker
+def test_a_grader_that_never_stops_looking(client, make, mock) -> None:
+    mock.rules({"name": "looks", "when": {"tool": VERDICT, "forced": VERDICT}, "answer": [gives("satisfied")]})
+    mock.rules({"name": "again", "when": {"tool": VERDICT}, "answer": [call("glob", pattern="*", path=OUTPUTS)]})
+    mock.answer("done")
+    (end,) = run(client, make, make.session(tools=[toolset()]))
+    assert end["result"] == "satisfied"
+    (bodies,) = gradings(mock)
+    assert len(bodies) == 41 and ["tool_choice" in body for body in bodies] == [False] * 40 + [True]
+
+
+@pytest.mark.docker
+def test_a_grader_is_shown_as_much_as_fits(client, make, mock) -> None:
+    """Texts together stay well within the model's window, however large the deliverables are."""
+    big = f"{OUTPUTS}/big.txt"
+    grader(mock, "satisfied", look=[call("read", file_path=big)] * 6)
+    mock.answer(bash(f"yes 'a line of a large deliverable' | head -c 95000 > {big}"), turn=0)
+    mock.answer("done")
+    (end,) = run(client, make, make.session(tools=[toolset()]))
+    assert end["result"] == "satisfied"
+    ((_, last),) = gradings(mock)
+    shown = [block["content"][0]["text"] for block in results(last)]
+    assert ["a line of" in text for text in shown] == [True] * 4 + [False] * 2
+    assert shown[4].startswith("Not shown") and "tool_choice" in last, "no room means no further looks"

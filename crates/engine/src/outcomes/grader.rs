@@ -47,14 +47,14 @@ const MAX_MEDIA: usize = 24 << 20;
 const MAX_TEXT: u64 = 2 << 20;
 /// Least bytes of text from tools, however long the rubric is.
 const MIN_TEXT: u64 = 64 << 10;
-/// Attempts to reach the sandbox.
-const SANDBOX_ATTEMPTS: u32 = 3;
-const SANDBOX_PAUSE: Duration = Duration::from_millis(500);
+/// Longest last message that is shown, in characters.
+const MAX_MESSAGE: usize = 100_000;
 
 /// Bytes of text that tools can bring: with what else there is, they stay within the model's window.
 fn room(inner: &Inner, spec: &SharedSpec, grading: &Grading) -> usize {
     let outcome = &grading.outcome;
-    let told = outcome.description.len() + outcome.rubric.content.len();
+    let message = grading.last_message.as_ref().map_or(0, String::len);
+    let told = outcome.description.len() + outcome.rubric.content.len() + message;
     let window = inner.models.window(spec.model());
     let room = window
         .saturating_mul(2)
@@ -96,7 +96,13 @@ impl std::fmt::Debug for Grader {
 }
 
 impl Grader {
-    pub(crate) fn new(inner: Arc<Inner>, spec: SharedSpec, grading: Grading) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, spec: SharedSpec, mut grading: Grading) -> Self {
+        if let Some(message) = &mut grading.last_message
+            && let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE)
+        {
+            message.truncate(end);
+            message.push_str("\n[The rest of this message is not shown.]");
+        }
         Self {
             room: room(&inner, &spec, &grading),
             media: MAX_MEDIA,
@@ -181,29 +187,22 @@ impl Grader {
     /// The files below the outputs directory, one a line.
     async fn files(&self) -> Result<String, ModelError> {
         let Grading { session, epoch, .. } = self.grading;
-        let mut failures = 0;
-        loop {
-            let found = match self.inner.sandboxes.acquire(session, epoch).await {
-                Ok(sandbox) => match sandbox.walk(OUTPUTS, MAX_FILES).await {
-                    Ok(found) => Ok(found),
-                    // There is no such directory.
-                    Err(SandboxError::Failed(_)) => Ok(Vec::new()),
-                    Err(error) => Err(AcquireError::from(error)),
-                },
-                Err(error) => Err(error),
-            };
-            match found {
-                Ok(found) => return Ok(listing(&found)),
-                Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%session, %error, failures, "a grader's sandbox cannot be reached");
-                    if failures >= SANDBOX_ATTEMPTS || !error.is_passing() {
-                        return Err(ModelError::permanent(error.told()));
-                    }
-                    tokio::time::sleep(SANDBOX_PAUSE * failures).await;
-                }
+        let found = match self.inner.sandboxes.acquire(session, epoch).await {
+            Ok(sandbox) => match sandbox.walk(OUTPUTS, MAX_FILES).await {
+                // There is no such directory.
+                Err(SandboxError::Failed(_)) => Ok(Vec::new()),
+                found => found.map_err(AcquireError::from),
+            },
+            Err(error) => Err(error),
+        };
+        found.map(|found| listing(&found)).map_err(|error| {
+            tracing::warn!(%session, %error, "a grader's sandbox cannot be reached");
+            ModelError {
+                kind: ModelErrorKind::Unknown,
+                retryable: error.is_passing(),
+                ..ModelError::connection(error.told())
             }
-        }
+        })
     }
 
     /// One request before the verdict. `false` when the grader has seen enough.

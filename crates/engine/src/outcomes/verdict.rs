@@ -26,6 +26,17 @@ pub enum Judgement {
     Failed,
 }
 
+impl Judgement {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Satisfied => "satisfied",
+            Self::NeedsRevision => "needs_revision",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What a grading found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {

@@ -24,11 +24,13 @@ impl Runner {
         ledger: &[ModelRequest],
         decide: impl Fn(&mut Step<'_>, Timestamp) + Send + Sync,
     ) -> Result<Option<Appended>, Stopped> {
-        let may_ask = self.may_ask();
+        let (may_ask, ready) = (self.may_ask(), self.ready());
         self.append_at(ledger, |step, now| {
             decide(step, now);
             if may_ask {
-                begin(step);
+                begin(step, |thread| {
+                    ready.as_ref().is_none_or(|ready| ready.contains(&thread))
+                });
             }
         })
         .await

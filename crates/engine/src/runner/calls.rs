@@ -1,4 +1,4 @@
-//! Calls: given to the sandbox or to the web, and their results to the log.
+//! Calls: given to the sandbox, to the web or to an MCP server, and their results to the log.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 use super::{
     Done, Runner, Stopped,
     execute::{Executed, execute, failure},
+    mcp,
 };
 use crate::{
     fail,
@@ -43,6 +44,13 @@ impl Runner {
             // JSON that the model may write and that no program can hold: numbers beyond every
             // float, hundreds of nested brackets.
             let executed = match (serde_json::from_str(info.input.get()), web) {
+                (Ok(input), _) if info.mcp_server.is_some() => {
+                    let server = info.mcp_server.unwrap_or_default();
+                    let span = tracing::info_span!("mcp_call", %session, call = %id);
+                    mcp::call(&inner, &spec, caller, &server, &info.name, input)
+                        .instrument(span)
+                        .await
+                }
                 (Ok(input), Some(web)) => {
                     let span =
                         tracing::info_span!("tool_call", %session, call = %id, tool = info.name);
@@ -88,7 +96,11 @@ impl Runner {
         call: EventId,
         executed: Executed,
     ) -> Result<(), Stopped> {
-        let Executed { result, new_life } = executed;
+        let Executed {
+            result,
+            new_life,
+            trouble,
+        } = executed;
         if self.calling.remove(&call).is_none() {
             return Ok(());
         }
@@ -100,7 +112,8 @@ impl Runner {
         // Calls beside each other lose it together, and it is told once.
         let lost = new_life.is_some() && new_life != self.life_told;
         self.life_told = new_life.or(self.life_told);
-        let troubles = self.inner.sandboxes.unreachable(self.session);
+        let mut troubles = self.inner.sandboxes.unreachable(self.session);
+        troubles.extend(trouble.and_then(|trouble| self.tools.news(thread, trouble)));
         fail::point("before_result_commit");
         let appended = self
             .append_and_begin(&[], |step, _| {

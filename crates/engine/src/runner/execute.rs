@@ -8,7 +8,12 @@ use serde_json::value::to_raw_value;
 use uuid::Uuid;
 
 use super::{STORE_RETRIES, STORE_RETRY};
-use crate::{Inner, fail, images::ImageError, machine::CallResult, sandboxes::AcquireError};
+use crate::{
+    Inner, fail,
+    images::ImageError,
+    machine::{CallResult, Trouble},
+    sandboxes::AcquireError,
+};
 
 /// Attempts to give a call a sandbox before it gets an error result.
 const SANDBOX_ATTEMPTS: u32 = 3;
@@ -24,6 +29,8 @@ pub(crate) struct Executed {
     pub(crate) result: CallResult,
     /// The life of the hands that began in the middle of it.
     pub(crate) new_life: Option<Uuid>,
+    /// What the session is told besides.
+    pub(crate) trouble: Option<Trouble>,
 }
 
 impl From<CallResult> for Executed {
@@ -31,6 +38,7 @@ impl From<CallResult> for Executed {
         Self {
             result,
             new_life: None,
+            trouble: None,
         }
     }
 }
@@ -59,6 +67,7 @@ pub(crate) async fn execute(
                     return Executed {
                         result: failure(if replaced { REPLACED } else { RESTARTED }),
                         new_life: Some(life),
+                        trouble: None,
                     };
                 }
                 known = Some(sandbox.handle().clone());

@@ -94,6 +94,9 @@ impl Runner {
         } = graded;
         match verdict {
             Ok(verdict) => {
+                let result = verdict.judgement.as_str();
+                metrics::counter!("selfsame_outcome_evaluations_total", "result" => result)
+                    .increment(1);
                 fail::point("before_verdict_commit");
                 let appended = self
                     .append_and_begin(&requests, |step, _| {

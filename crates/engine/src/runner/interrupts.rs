@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use selfsame_types::{EventId, ThreadId};
 
 use super::{Done, Runner, Stopped};
-use crate::{fail, web::is_web};
+use crate::{fail, transcript::CallInfo, web::is_web};
 
 /// A cancelled call has two seconds to end, and its sandbox this long to say so.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ impl Runner {
         if let Some(handle) = self.equipping.take() {
             handle.abort();
         }
+        self.tools.interrupt(thread);
         let Some(state) = self.machine.thread(thread) else {
             return Ok(());
         };
@@ -32,9 +33,10 @@ impl Runner {
         }
         let calls: Vec<_> = state.calls.iter().map(|c| c.id).collect();
         for call in &calls {
-            // Nothing of these goes on elsewhere.
+            // Nothing of these goes on in a sandbox; an MCP server is told by letting go.
             let transcript = self.transcripts.get(&thread);
-            if transcript.is_some_and(|t| t.call(*call).is_some_and(|info| is_web(&info.name)))
+            let here = |info: &CallInfo| info.mcp_server.is_some() || is_web(&info.name);
+            if transcript.is_some_and(|t| t.call(*call).is_some_and(here))
                 && let Some(handle) = self.calling.remove(call)
             {
                 handle.abort();

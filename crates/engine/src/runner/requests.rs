@@ -75,7 +75,8 @@ impl Runner {
             self.append(&[], |step| step.resume_grading(span)).await?;
             return Ok(());
         }
-        if !self.equip(thread) {
+        let equipped = self.equip(thread);
+        if !(self.learn_tools(thread).await? && equipped) {
             return Ok(());
         }
         let span = EventId::new();
@@ -112,7 +113,8 @@ impl Runner {
         self.load(thread).await?;
         let spec = self.spec_of(thread).await?;
         let transcript = self.transcripts.entry(thread).or_default();
-        let request = spec.request(transcript, self.briefing.as_deref());
+        let tools = self.tools.of(thread);
+        let request = spec.request(transcript, self.briefing.as_deref(), &tools);
         let previews = Previews {
             hub: self.inner.hub.clone(),
             notifier: self.inner.notifier.clone(),
@@ -127,7 +129,7 @@ impl Runner {
             let provider = Arc::clone(&inner.provider);
             let asked = async {
                 match content::resolve(&inner, session, request).await {
-                    Ok(request) => ask::ask(provider, request, spec, previews).await,
+                    Ok(request) => ask::ask(provider, request, spec, tools, previews).await,
                     Err(error) => Answer::unsent(session, &error),
                 }
             };

@@ -14,7 +14,6 @@ mod sources;
 use std::sync::Arc;
 
 use selfsame_net::{NetError, OperatorOptions, Policy};
-use selfsame_sandbox::Put;
 use selfsame_types::{
     EventId, SessionId,
     agent::AgentSpec,
@@ -29,18 +28,17 @@ pub use search::{SearchBackend, SearchConfig};
 pub(crate) use domains::Domains;
 pub(crate) use fetch::{Fetcher, Kind, Unfetched, looks_like_text, named_kind, sniff};
 
-use crate::{Inner, machine::CallResult, transcript::Transcript};
+use crate::{
+    Inner,
+    machine::CallResult,
+    spill::{self, start},
+    transcript::Transcript,
+};
 use search::Searcher;
 use sources::Seen;
 
-/// A text with more characters than this is not returned whole, as with every tool.
-const MAX_CHARS: usize = 100_000;
-/// How much of the beginning a preview shows, in characters.
-const PREVIEW: usize = 12_000;
 /// Characters of a token, roughly. `max_content_tokens` is counted with it.
 const CHARS_PER_TOKEN: usize = 4;
-/// Where the whole of a long text is put.
-const TOOL_OUTPUTS: &str = "/mnt/session/tool-outputs";
 
 /// How the web tools work.
 #[derive(Debug, Clone, Default)]
@@ -225,9 +223,8 @@ impl WebCall {
             None => text,
         };
         let title = title.map_or(String::new(), |title| format!("Title: {title}\n"));
-        let text = self
-            .shorten(inner, caller, format!("{title}URL: {url}\n\n{text}"))
-            .await;
+        let text = format!("{title}URL: {url}\n\n{text}");
+        let text = spill::shorten(inner, caller, self.has_sandbox, text).await;
         Ok(answer(&[json!({"type": "text", "text": text})], 0))
     }
 
@@ -261,51 +258,6 @@ impl WebCall {
         let blocks: Vec<_> = hits.iter().map(search::Hit::block).collect();
         Ok(answer(&blocks, 1))
     }
-
-    /// Puts a long text into the sandbox, if there is one, and answers what the model is to see of it.
-    async fn shorten(&self, inner: &Inner, caller: Caller, text: String) -> String {
-        if text.len() <= MAX_CHARS || text.chars().count() <= MAX_CHARS {
-            return text;
-        }
-        if self.has_sandbox {
-            let path = format!("{TOOL_OUTPUTS}/{}.txt", caller.call);
-            match spill(inner, caller, &path, &text).await {
-                Ok(()) => {
-                    return format!(
-                        "{}\n\n[output truncated: it has {} characters; all of it is in {path}]",
-                        start(&text, PREVIEW),
-                        text.chars().count(),
-                    );
-                }
-                Err(error) => {
-                    tracing::warn!(session = %caller.session, %error, "a long page could not be kept");
-                }
-            }
-        }
-        format!(
-            "{}\n\n[output truncated at {MAX_CHARS} characters]",
-            start(&text, MAX_CHARS)
-        )
-    }
-}
-
-async fn spill(
-    inner: &Inner,
-    caller: Caller,
-    path: &str,
-    text: &str,
-) -> Result<(), crate::sandboxes::AcquireError> {
-    let sandbox = inner
-        .sandboxes
-        .acquire(caller.session, caller.epoch)
-        .await?;
-    let file = Put {
-        path: path.to_owned(),
-        mode: 0o644,
-        size: text.len() as u64,
-    };
-    sandbox.put(&file, text.as_bytes()).await?;
-    Ok(())
 }
 
 /// The first `tokens` of a text, as far as they can be told without the model's own count.
@@ -319,12 +271,6 @@ fn cap(text: String, tokens: usize) -> String {
          characters each.]",
         start(&text, limit)
     )
-}
-
-/// The first `chars` characters.
-fn start(text: &str, chars: usize) -> &str {
-    let end = text.char_indices().nth(chars);
-    end.map_or(text, |(end, _)| &text[..end])
 }
 
 fn argument<'a>(input: &'a Value, key: &str) -> Result<&'a str, Unfetched> {

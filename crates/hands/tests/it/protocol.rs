@@ -282,3 +282,29 @@ async fn plain_processes_have_no_door_and_change_no_trust() {
     let told = bench.ok("echo [$SSL_CERT_FILE$http_proxy]").await;
     assert_eq!(told.trim(), "[]");
 }
+
+#[tokio::test]
+async fn variables_are_there_for_what_starts_later() {
+    let bench = Bench::new().await;
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let say = "echo \"[$TOKEN] [$OTHER] [${HOME:+home}]\"; bash -c 'echo \"[$TOKEN]\"'";
+    assert_eq!(bench.ok(say).await.trim(), "[] [] [home]\n[]");
+    let variables = vec![
+        pair("TOKEN", "a $b 'c'"),
+        pair("OTHER", "d"),
+        // No program can be given these.
+        pair("", "e"),
+        pair("a=b", "f"),
+        pair("NUL", "g\0h"),
+    ];
+    bench.sandbox.set_variables(variables).await.unwrap();
+    // A shell keeps what it started with.
+    assert_eq!(bench.ok(say).await.trim(), "[] [] [home]\n[]");
+    bench.run("bash", json!({"restart": true})).await;
+    let expected = "[a $b 'c'] [d] [home]\n[a $b 'c']";
+    assert_eq!(bench.ok(say).await.trim(), expected);
+    let variables = vec![pair("TOKEN", "last")];
+    bench.sandbox.set_variables(variables).await.unwrap();
+    bench.run("bash", json!({"restart": true})).await;
+    assert_eq!(bench.ok(say).await.trim(), "[last] [] [home]\n[last]");
+}

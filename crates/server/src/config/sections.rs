@@ -26,6 +26,7 @@ pub struct Config {
     pub net: Net,
     pub repositories: Repositories,
     pub web: Web,
+    pub mcp: Mcp,
     pub vaults: Vaults,
     pub webhooks: Webhooks,
     pub files: Files,
@@ -282,6 +283,19 @@ pub struct Web {
     pub fetch_timeout_seconds: u64,
     #[serde(deserialize_with = "positive")]
     pub fetch_max_bytes: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcp {
+    #[serde(deserialize_with = "positive")]
+    pub connect_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub call_timeout_seconds: u64,
+    #[serde(deserialize_with = "positive")]
+    pub max_response_bytes: usize,
+    #[serde(deserialize_with = "positive")]
+    pub memory_bytes: usize,
 }
 
 /// Whom `web_search` asks, if anybody.

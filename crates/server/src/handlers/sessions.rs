@@ -14,7 +14,6 @@ use selfsame_types::{
     agent::AgentSnapshot,
     environment::{Environment, EnvironmentConfig, Networking},
     model::ModelConfig,
-    multiagent::SessionMultiagent,
     page::{check_limit, decode_cursor, encode_cursor},
     session::{
         CreateSession, DeletedSession, ListSessions, NewResource, Session, SessionDeletedType,
@@ -126,7 +125,7 @@ pub(crate) async fn create(
         ApiError::not_found("Environment", new.environment_id).with_code("environment_not_found")
     })?;
     check_environment(&app, &environment)?;
-    check_member_hosts(&environment, &agent)?;
+    check_hosts(&environment, &agent)?;
     check_resources(&app, &environment, &new.resources)?;
     vaults::check_all(&app, principal.workspace, &new.vault_ids).await?;
     let skills = settle_skills(&app, principal.workspace, &mut agent).await?;
@@ -182,26 +181,29 @@ fn check_models(app: &App, agent: &AgentSnapshot) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Members whose MCP servers an environment keeps out could not work.
-fn check_member_hosts(environment: &Environment, agent: &AgentSnapshot) -> Result<(), ApiError> {
+/// An agent, or a member of its, whose MCP servers an environment keeps out.
+fn check_hosts(environment: &Environment, agent: &AgentSnapshot) -> Result<(), ApiError> {
     let EnvironmentConfig::Cloud(cloud) = &environment.config else {
         return Ok(());
     };
     let Networking::Limited(limited) = &cloud.networking else {
         return Ok(());
     };
-    let members = agent.multiagent.iter().flat_map(SessionMultiagent::agents);
-    let servers =
-        members.flat_map(|member| member.spec.mcp_servers.iter().map(move |s| (member, s)));
+    let specs = agent.specs().into_iter().enumerate();
+    let servers = specs.flat_map(|(index, spec)| {
+        let servers = spec.mcp_servers.iter();
+        servers.map(move |server| ((index > 0).then_some(&spec.name), server))
+    });
     let allowed = Hosts::parse(&limited.allowed_hosts).unwrap_or_default();
     for (member, server) in servers.filter(|_| !limited.allow_mcp_servers) {
         let url = Url::parse(&server.url).ok();
         let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
         if !allowed.covers(host) {
+            let member = member.map_or(String::new(), |name| format!(" of its member `{name}`"));
             return Err(ApiError::invalid(format!(
-                "agent: the MCP server `{}` of its member `{}` is at `{host}`, which environment {} does \
-                 not allow; add the host to `allowed_hosts`, or set `allow_mcp_servers`",
-                server.name, member.spec.name, environment.id
+                "agent: the MCP server `{}`{member} is at `{host}`, which environment {} does not allow; \
+                 add the host to `allowed_hosts`, or set `allow_mcp_servers`",
+                server.name, environment.id
             )));
         }
     }

@@ -277,6 +277,12 @@ pub(crate) fn resolve_mcp_servers(servers: Vec<McpServer>) -> Result<Vec<McpServ
         check::text(format_args!("{at}.name"), &server.name, 1..=255)?;
         check::text(format_args!("{at}.url"), &server.url, 1..=2048)?;
         check::http_url(format_args!("{at}.url"), &server.url)?;
+        let authority = server.url.split('/').nth(2).unwrap_or_default();
+        if authority.contains('@') {
+            return Err(ApiError::invalid(format!(
+                "{at}.url: must not contain a user name or a password; credentials come from vaults"
+            )));
+        }
         if servers[..index]
             .iter()
             .any(|other| other.name == server.name)

@@ -163,6 +163,10 @@ fn fields_are_checked() {
             "a URL with a host",
         ),
         (
+            json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://me:secret@x/mcp"}]}),
+            "mcp_servers[0].url: must not contain a user name",
+        ),
+        (
             json!({"mcp_servers": [{"type": "stdio", "name": "a", "url": "https://x"}]}),
             "expected `url`",
         ),
@@ -242,20 +246,40 @@ fn fields_are_checked() {
 }
 
 #[test]
+fn servers_and_toolsets_belong_together() {
+    let two = json!({
+        "mcp_servers": [
+            {"type": "url", "name": "a", "url": "https://x/mcp?to=me@home"},
+            {"type": "url", "name": "b", "url": "http://x:8080"},
+        ],
+        "tools": [
+            {"type": "mcp_toolset", "mcp_server_name": "b"},
+            {"type": "mcp_toolset", "mcp_server_name": "a", "default_config": {"enabled": false},
+             "configs": [{"name": "t", "enabled": true, "permission_policy": {"type": "always_allow"}}]},
+        ],
+    });
+    let spec = create(body(two)).unwrap().spec;
+    assert_eq!(
+        spec.mcp("b", "any"),
+        ToolSetting {
+            enabled: true,
+            policy: PermissionPolicy::ALWAYS_ASK
+        }
+    );
+    assert!(!spec.mcp("a", "any").enabled);
+    assert_eq!(spec.mcp("a", "t").policy, PermissionPolicy::ALWAYS_ALLOW);
+    assert!(!spec.mcp("c", "t").enabled);
+}
+
+#[test]
 fn what_is_not_offered_is_501_never_ignored() {
-    for (change, part) in [
-        (
-            json!({"mcp_servers": [{"type": "url", "name": "a", "url": "https://x"}],
-                "tools": [{"type": "mcp_toolset", "mcp_server_name": "a"}]}),
-            "mcp_servers: this server does not offer MCP yet",
-        ),
-        (
+    refused(
+        create(body(
             json!({"execution_identity": {"type": "aws_role", "role_arn": "arn:aws:iam::1:role/r"}}),
-            "execution_identity: this server does not offer `aws_role`",
-        ),
-    ] {
-        refused(create(body(change)), ErrorKind::NotImplemented, part);
-    }
+        )),
+        ErrorKind::NotImplemented,
+        "execution_identity: this server does not offer `aws_role`",
+    );
 }
 
 #[test]

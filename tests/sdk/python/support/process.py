@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 import httpx2
 
 START = 60.0
+# Servers that tests start for the tested one to reach listen here. The usual loopback address stays refused.
+LOOPBACK = "127.77.0.1"
 
 
 @dataclass
@@ -97,6 +100,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def allowed_ranges() -> list[str]:
+    """What the machine's own settings allow already."""
+    return json.loads(os.environ.get("SELFSAME__NET__ALLOWED_RANGES", "[]"))
+
+
 def start() -> Server:
     """A server of our own: its data directory, its Postgres, its scripted model."""
     program = binary()
@@ -117,6 +125,10 @@ def start() -> Server:
         "SELFSAME__FILES__DOWNLOAD_UPLOADS": "true",
         # Enough to see a retry, few enough that running out of them does not take long.
         "SELFSAME__MODEL__ATTEMPTS": "3",
+        # Servers that never answer are waited for as long as this.
+        "SELFSAME__MCP__CONNECT_TIMEOUT_SECONDS": "8",
+        "SELFSAME__MCP__CALL_TIMEOUT_SECONDS": "15",
+        "SELFSAME__NET__ALLOWED_RANGES": json.dumps([*allowed_ranges(), f"{LOOPBACK}/32"]),
         # Receivers of the tests' own.
         "SELFSAME__WEBHOOKS__ALLOW_HTTP": "true",
         "SELFSAME__WEBHOOKS__ALLOWED_RANGES": '["127.0.0.1/32"]',

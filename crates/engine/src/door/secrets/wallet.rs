@@ -15,9 +15,7 @@ use tokio::time::Instant;
 use super::{placeholder::Placeholders, scan::Values};
 use crate::vaults::{Networking, Variable, Vaults, VaultsError};
 
-/// How long what was read is taken for true: so late a rotation reaches a running session.
-const FRESH: Duration = Duration::from_secs(2);
-/// The same while it cannot be read again.
+/// How long what was read last counts while the vaults cannot be read.
 const STALE: Duration = Duration::from_secs(60);
 
 /// Which part of a request.
@@ -43,7 +41,7 @@ pub struct Wallet {
     session: SessionId,
     placeholders: Placeholders,
     source: Source,
-    known: tokio::sync::Mutex<Option<(Instant, Arc<Known>)>>,
+    last: Mutex<Option<(Instant, Arc<Known>)>>,
     unreachable: Mutex<Reports>,
 }
 
@@ -124,7 +122,7 @@ impl Wallet {
             session,
             placeholders,
             source,
-            known: tokio::sync::Mutex::default(),
+            last: Mutex::default(),
             unreachable: Mutex::default(),
         }
     }
@@ -142,26 +140,26 @@ impl Wallet {
         Ok(pairs.collect())
     }
 
-    /// The variables, at most [`FRESH`] old, or [`STALE`] while the vaults cannot be read.
+    /// The variables as they are now, or were a moment ago when the vaults cannot be read.
+    ///
+    /// # Errors
+    /// They have not been read for long.
     pub(in crate::door) async fn known(&self) -> Result<Arc<Known>, VaultsError> {
-        let mut known = self.known.lock().await;
-        if let Some((at, known)) = &*known
-            && at.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(known));
-        }
         let at = Instant::now();
-        match self.read().await {
+        let read = self.read().await;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
             Ok(variables) => {
                 let with_placeholder = |variable: Variable| {
                     let placeholder = self.placeholders.of(self.session, variable.credential);
                     (placeholder, variable)
                 };
-                let read = Arc::new(Known(variables.into_iter().map(with_placeholder).collect()));
-                *known = Some((at, Arc::clone(&read)));
-                Ok(read)
+                let known: Vec<_> = variables.into_iter().map(with_placeholder).collect();
+                let known = Arc::new(Known(known));
+                *last = Some((at, Arc::clone(&known)));
+                Ok(known)
             }
-            Err(error) => match &*known {
+            Err(error) => match &*last {
                 Some((at, known)) if at.elapsed() < STALE => {
                     tracing::warn!(session = %self.session, %error, "a session's variables are old");
                     Ok(Arc::clone(known))
@@ -169,12 +167,6 @@ impl Wallet {
                 _ => Err(error),
             },
         }
-    }
-
-    /// As if [`FRESH`] had passed.
-    #[cfg(test)]
-    pub(super) async fn grow_old(&self) {
-        *self.known.lock().await = None;
     }
 
     async fn read(&self) -> Result<Vec<Variable>, VaultsError> {

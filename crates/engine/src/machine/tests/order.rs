@@ -409,14 +409,19 @@ impl Checker {
         hold!(self.span.is_none(), "an error inside a request");
         text(&event["error"], "type")?;
         text(&event["error"], "message")?;
-        if text(&event["error"], "type")?.starts_with("repository_") {
+        let kind = text(&event["error"], "type")?;
+        if kind.starts_with("repository_") || kind.starts_with("credential_") {
+            if kind.starts_with("credential_") {
+                text(&event["error"], "credential_id")?;
+                text(&event["error"], "vault_id")?;
+            }
             hold!(
                 event["error"]["retry_status"]["type"] == "retrying",
-                "a session goes on without a repository"
+                "a session goes on without it"
             );
             return Ok(());
         }
-        if text(&event["error"], "type")?.starts_with("mcp_") {
+        if kind.starts_with("mcp_") {
             text(&event["error"], "mcp_server_name")?;
             hold!(
                 event["error"]["retry_status"]["type"] == "exhausted",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use selfsame_types::EventId;
+use selfsame_types::{CredentialId, EventId, VaultId};
 use serde_json::{Value, json};
 
 use super::sim::*;
@@ -335,6 +335,36 @@ fn an_mcp_server_that_is_given_up_ends_no_turn() {
             "retry_status": {"type": "exhausted"}, "mcp_server_name": "there",
         })
     );
+    story.respond(vec![say("then without it")]);
+    story.ended();
+}
+
+#[test]
+fn a_host_that_a_credential_is_meant_for_is_missed_once() {
+    let mut story = Story::begun();
+    let thread = story.sim.thread();
+    let (one, other, vault) = (CredentialId::new(), CredentialId::new(), VaultId::new());
+    let of = |credential| Trouble {
+        error_type: ErrorType::CredentialHostUnreachableError,
+        message: "It has no address.".to_owned(),
+        about: About::Credential { credential, vault },
+    };
+    story
+        .sim
+        .run(|step| step.trouble(thread, &[of(one), of(one)]));
+    story.expect(&["session.error"]);
+    assert_eq!(
+        story.last("session.error")["error"],
+        json!({
+            "type": "credential_host_unreachable_error", "message": "It has no address.",
+            "retry_status": {"type": "retrying"}, "credential_id": one, "vault_id": vault,
+        })
+    );
+    story
+        .sim
+        .run(|step| step.trouble(thread, &[of(one), of(other)]));
+    story.expect(&["session.error"]);
+    assert_eq!(story.sim.machine.unreachable, [one, other]);
     story.respond(vec![say("then without it")]);
     story.ended();
 }
