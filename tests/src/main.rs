@@ -11,6 +11,7 @@ mod outcomes;
 mod programs;
 mod receiver;
 mod repositories;
+mod rotation;
 mod sandboxes;
 mod secrets;
 mod servers;

@@ -284,7 +284,8 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn binary() -> Result<PathBuf> {
+/// The program that is tested.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = variable("SELFSAME_BIN") {
         return Ok(path.into());
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use selfsame_types::{ServerId, SessionId};
 use sqlx::postgres::types::PgInterval;
 
-use crate::{Store, StoreError};
+use crate::{Sealer, Store, StoreError, seal::CHECK};
 
 /// A session this server may now drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,26 +30,40 @@ pub(crate) fn interval(duration: Duration) -> PgInterval {
 }
 
 impl Store {
-    /// Says that this server is alive, and forgets those that have not been for a day.
+    /// Says that this server is alive, and which master keys it has; learns which one seals.
     ///
     /// # Errors
-    /// Database faults.
+    /// Database faults, and [`StoreError::Seal`] when it has not got the one that seals.
     pub async fn server_heartbeat(
         &self,
         server: ServerId,
         backend: &str,
     ) -> Result<(), StoreError> {
-        sqlx::query!(
+        let sealer = self.sealer.as_ref();
+        let sealing = sealer.map(Sealer::sealing_id);
+        let current = sqlx::query_scalar!(
             r#"
-            INSERT INTO servers (id, backend) VALUES ($1, $2)
-            ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp()
+            INSERT INTO servers (id, backend, master_keys, sealing_key) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (id) DO UPDATE
+            SET heartbeat_at = clock_timestamp(),
+                master_keys = EXCLUDED.master_keys, sealing_key = EXCLUDED.sealing_key
+            RETURNING (SELECT master_key FROM deployment_secrets WHERE name = $5)
             "#,
             server.0,
             backend,
+            &sealer.map(Sealer::key_ids).unwrap_or_default(),
+            sealing,
+            CHECK,
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(())
+        match (sealer, current) {
+            // The next heartbeat tells the others.
+            (Some(sealer), Some(current)) if sealing.as_ref() != Some(&current) => {
+                Ok(sealer.seal_with(&current)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Forgets servers whose last heartbeat is older than `age`.

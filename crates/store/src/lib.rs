@@ -46,7 +46,7 @@ pub use resources::{
     AddError, Equipment, NewResource, NewResourceKind, OutputRecord, ResourceKind, ResourceRecord,
 };
 pub use sandboxes::SandboxRecord;
-pub use seal::{KeyWrap, LocalKey, SealError, Sealed, Sealer};
+pub use seal::{KeyUse, KeyWrap, LocalKey, SealError, Sealed, Sealer, ServerKeys};
 pub use session_create::{Created, FirstState, NewSession, SESSION_SKILL_BLOB_KEY, SessionParts};
 pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
 pub use skills::{

@@ -4,8 +4,16 @@
 //! key with the master key, which is never in the database. The *context* says whose secret it is and is
 //! authenticated with it: a sealed value moved to another row does not open. Wrapping is a trait, so that
 //! an external key service can take the master key's place.
+//!
+//! A server may have several master keys. All of them open; the one that seals is the deployment's, which is the
+//! one that the row [`CHECK`] is sealed with. [`rotate`] has how it becomes another.
 
-use std::{fmt, sync::Arc};
+mod rotate;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use chacha20poly1305::{
@@ -16,15 +24,18 @@ use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+pub use rotate::{KeyUse, ServerKeys};
+
 use crate::{Store, StoreError};
 
 const NONCE: usize = 24;
 /// Name of the row that tells a wrong master key.
-const CHECK: &str = "master_key_check";
+pub(crate) const CHECK: &str = "master_key_check";
 
 /// Why a sealed value does not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
+    /// `present` lists the keys that are here.
     #[error("it is sealed with the master key `{wanted}`, and this server has `{present}`")]
     OtherKey { wanted: String, present: String },
     #[error("it was changed, or belongs to something else")]
@@ -43,14 +54,13 @@ pub struct Sealed {
     pub master_key: String,
 }
 
-/// Whatever holds the master key.
+/// Whatever holds one master key.
 #[async_trait]
 pub trait KeyWrap: Send + Sync + fmt::Debug {
-    /// A name of the key in use, for rows to remember.
+    /// A name of the key, for rows to remember.
     fn id(&self) -> &str;
     async fn wrap(&self, data_key: &[u8; 32]) -> Result<Vec<u8>, SealError>;
-    /// `by` is the name of the key that wrapped it.
-    async fn unwrap(&self, by: &str, wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, SealError>;
+    async fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, SealError>;
 }
 
 /// A master key in this process's memory.
@@ -92,38 +102,107 @@ impl KeyWrap for LocalKey {
         encrypt(&self.key, data_key, self.id.as_bytes())
     }
 
-    async fn unwrap(&self, by: &str, wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, SealError> {
-        if by != self.id {
-            return Err(SealError::OtherKey {
-                wanted: by.to_owned(),
-                present: self.id.clone(),
-            });
-        }
+    async fn unwrap(&self, wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, SealError> {
         let bytes = decrypt(&self.key, wrapped, self.id.as_bytes())?;
         let key: [u8; 32] = bytes.as_slice().try_into().map_err(|_| SealError::Broken)?;
         Ok(Zeroizing::new(key))
     }
 }
 
-/// Seals and opens. Cheap to clone.
+/// Seals and opens. Cheap to clone; clones have the same keys, also those that are added later.
 #[derive(Debug, Clone)]
-pub struct Sealer(Arc<dyn KeyWrap>);
+pub struct Sealer(Arc<Mutex<Ring>>);
+
+/// The master keys of this server.
+#[derive(Debug)]
+struct Ring {
+    sealing: Arc<dyn KeyWrap>,
+    /// The sealing one among them.
+    all: Vec<Arc<dyn KeyWrap>>,
+}
+
+impl Ring {
+    fn find(&self, id: &str) -> Result<Arc<dyn KeyWrap>, SealError> {
+        let found = self.all.iter().find(|key| key.id() == id);
+        found.cloned().ok_or_else(|| SealError::OtherKey {
+            wanted: id.to_owned(),
+            present: self.ids().join(", "),
+        })
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.all.iter().map(|key| key.id().to_owned()).collect()
+    }
+}
 
 impl Sealer {
+    /// With one key, which seals.
     #[must_use]
-    pub fn new(keys: Arc<dyn KeyWrap>) -> Self {
-        Self(keys)
+    pub fn new(key: Arc<dyn KeyWrap>) -> Self {
+        Self(Arc::new(Mutex::new(Ring {
+            sealing: Arc::clone(&key),
+            all: vec![key],
+        })))
+    }
+
+    fn ring<T>(&self, look: impl FnOnce(&mut Ring) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds a key that opens. `false`: it is here already.
+    pub fn add(&self, key: Arc<dyn KeyWrap>) -> bool {
+        self.ring(|ring| {
+            let new = ring.find(key.id()).is_err();
+            if new {
+                ring.all.push(key);
+            }
+            new
+        })
+    }
+
+    /// The names of all keys, in the order in which they came.
+    #[must_use]
+    pub fn key_ids(&self) -> Vec<String> {
+        self.ring(|ring| ring.ids())
+    }
+
+    /// The name of the key that seals.
+    #[must_use]
+    pub fn sealing_id(&self) -> String {
+        self.ring(|ring| ring.sealing.id().to_owned())
+    }
+
+    /// Seals with another of its keys from now on.
+    ///
+    /// # Errors
+    /// [`SealError::OtherKey`] when it is not here.
+    pub fn seal_with(&self, id: &str) -> Result<(), SealError> {
+        self.ring(|ring| {
+            ring.sealing = ring.find(id)?;
+            Ok(())
+        })
     }
 
     /// # Errors
     /// When the master key cannot be used.
     pub async fn seal(&self, secret: &[u8], context: &str) -> Result<Sealed, SealError> {
         let data_key = Zeroizing::new(rand::random::<[u8; 32]>());
+        let key = self.ring(|ring| Arc::clone(&ring.sealing));
         Ok(Sealed {
             ciphertext: encrypt(&data_key, secret, context.as_bytes())?,
-            data_key: self.0.wrap(&data_key).await?,
-            master_key: self.0.id().to_owned(),
+            data_key: key.wrap(&data_key).await?,
+            master_key: key.id().to_owned(),
         })
+    }
+
+    /// A data key that `by` has wrapped, wrapped by `to`.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    async fn rewrap(&self, wrapped: &[u8], by: &str, to: &str) -> Result<Vec<u8>, SealError> {
+        let (by, to) = self.ring(|ring| Ok::<_, SealError>((ring.find(by)?, ring.find(to)?)))?;
+        let data_key = by.unwrap(wrapped).await?;
+        to.wrap(&data_key).await
     }
 
     /// # Errors
@@ -133,7 +212,8 @@ impl Sealer {
         sealed: &Sealed,
         context: &str,
     ) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let data_key = self.0.unwrap(&sealed.master_key, &sealed.data_key).await?;
+        let key = self.ring(|ring| ring.find(&sealed.master_key))?;
+        let data_key = key.unwrap(&sealed.data_key).await?;
         decrypt(&data_key, &sealed.ciphertext, context.as_bytes())
     }
 
@@ -189,13 +269,22 @@ impl Store {
         self.sealer.as_ref().ok_or(SealError::NoKey)
     }
 
-    /// Whether the master key is the deployment's. The first server that asks decides which that is.
+    /// Whether this server's master keys are the deployment's: it has the one that seals, which it
+    /// then seals with, and all those that something is still sealed with. The first server that asks
+    /// decides which one seals.
     ///
     /// # Errors
-    /// [`StoreError::Seal`] with [`SealError::OtherKey`] for another one.
+    /// [`StoreError::Seal`] with [`SealError::OtherKey`] when one is missing.
     pub async fn master_key_check(&self) -> Result<(), StoreError> {
-        self.deployment_secret(CHECK, || (String::new(), SecretString::from("selfsame")))
-            .await?;
+        let sealer = self.sealer()?;
+        let check = || (String::new(), SecretString::from("selfsame"));
+        self.deployment_secret(CHECK, check).await?;
+        if let Some(current) = self.master_key_current().await? {
+            sealer.seal_with(&current)?;
+        }
+        for used in self.master_keys_used().await? {
+            sealer.ring(|ring| ring.find(&used.master_key))?;
+        }
         Ok(())
     }
 

@@ -135,10 +135,10 @@ class World:
     def vault_id(self) -> str:
         return self.post("/v1/vaults", display_name="v")["id"]
 
-    def credential_id(self) -> str:
+    def credential_id(self, **auth: str) -> str:
         """A credential for a server of its own, in a vault that has room for it."""
-        url = f"https://{uuid.uuid4().hex}.example/mcp"
-        auth = {"type": "static_bearer", "mcp_server_url": url, "token": "t"}
+        url = f"http://127.0.0.1:1/{uuid.uuid4().hex}"
+        auth = {"mcp_server_url": url, **(auth or {"type": "static_bearer", "token": "t"})}
         return self.post(f"/v1/vaults/{self.vault}/credentials", auth=auth)["id"]
 
     def webhook_id(self) -> str:
@@ -257,6 +257,10 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     },
     ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}/archive"): lambda world: {
         "path_parameters": {"credential_id": world.credential_id()}
+    },
+    # An address that users' URLs may not reach: nobody is asked.
+    ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}/mcp_oauth_validate"): lambda world: {
+        "path_parameters": {"credential_id": world.credential_id(type="mcp_oauth", access_token="a")}
     },
     ("POST", "/v1/webhook_endpoints"): lambda world: {"body": {"url": world.hook, "enabled_events": ["session.updated"]}},
     ("GET", "/v1/webhook_endpoints"): lambda world: {"query": {"limit": 2}},

@@ -230,6 +230,51 @@ covers(['beta.sessions.events.send', 'beta.sessions.events.list', 'beta.sessions
   assert.deepEqual(messages.map((event) => event.content), [[{ type: 'text', text: 'hello' }]]);
 });
 
+covers(
+  ['create', 'retrieve', 'update', 'list', 'delete', 'archive'].flatMap((name) => [`beta.vaults.${name}`, `beta.vaults.credentials.${name}`]).concat('beta.vaults.credentials.mcpOAuthValidate'),
+  'vaults and their credentials',
+  async () => {
+    const { vaults } = client.beta;
+    const { credentials } = vaults;
+    const vault = await vaults.create({ display_name: 'Alice', metadata: { user: 'u1' } });
+    assert.deepEqual(await vaults.retrieve(vault.id), vault);
+    assert.deepEqual((await vaults.list({ limit: 1 })).data, [vault]);
+    const renamed = await vaults.update(vault.id, { display_name: 'Bob', metadata: { user: null, a: '1' } });
+    assert.deepEqual([renamed.display_name, renamed.metadata], ['Bob', { a: '1' }]);
+
+    const secret = `s3cret-${randomUUID()}`;
+    const mcp_server_url = 'http://127.0.0.1:1/mcp';
+    for (const [auth, rotation] of [
+      [{ type: 'mcp_oauth', mcp_server_url, access_token: secret }, { type: 'mcp_oauth', access_token: `${secret}2` }],
+      [{ type: 'static_bearer', mcp_server_url: 'https://a.example/mcp', token: secret }, { type: 'static_bearer', token: `${secret}2` }],
+      [
+        { type: 'environment_variable', secret_name: 'KEY', secret_value: secret, networking: { type: 'unrestricted' } },
+        { type: 'environment_variable', injection_location: { body: false } },
+      ],
+    ]) {
+      const credential = await credentials.create(vault.id, { auth });
+      assert.deepEqual([credential.type, credential.vault_id, credential.display_name], ['vault_credential', vault.id, null]);
+      const where = { vault_id: vault.id };
+      assert.deepEqual(await credentials.retrieve(credential.id, where), credential);
+      assert.deepEqual((await all(credentials.list(vault.id, { limit: 1 })))[0], credential);
+      await assert.rejects(credentials.create(vault.id, { auth }), Anthropic.ConflictError);
+      const updated = await credentials.update(credential.id, { ...where, auth: rotation, display_name: 'd' });
+      if (auth.type === 'mcp_oauth') {
+        const found = await credentials.mcpOAuthValidate(credential.id, where);
+        assert.deepEqual([found.type, found.status, found.mcp_probe.method], ['vault_credential_validation', 'unknown', 'initialize']);
+      }
+      const archived = await credentials.archive(credential.id, where);
+      assert(archived.archived_at);
+      assert(!JSON.stringify([credential, updated, archived]).includes(secret));
+      assert.deepEqual(await credentials.delete(credential.id, where), { id: credential.id, type: 'vault_credential_deleted' });
+      await assert.rejects(credentials.retrieve(credential.id, where), Anthropic.NotFoundError);
+    }
+    assert((await vaults.archive(vault.id)).archived_at);
+    assert.deepEqual(await vaults.delete(vault.id), { id: vault.id, type: 'vault_deleted' });
+    await assert.rejects(vaults.retrieve(vault.id), Anthropic.NotFoundError);
+  },
+);
+
 test('an outcome that is revised once', async () => {
   const mock = new Mock();
   const met = { criterion: 'Is short', finding: 'It is.', met: true };

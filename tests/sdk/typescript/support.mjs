@@ -17,7 +17,7 @@ export const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, 
 // What only a key of scope `admin` may do.
 export const admin = client.withOptions({ apiKey: adminKey });
 
-const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills', 'beta.webhooks', 'beta.organization.webhooks'];
+const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills', 'beta.vaults', 'beta.webhooks', 'beta.organization.webhooks'];
 // Methods of work to come. Remove a line when its feature arrives; never add one.
 const NOT_YET = new Set([
   ...['ack', 'heartbeat', 'list', 'poll', 'poller', 'retrieve', 'stats', 'stop', 'update', 'worker'].map((name) => `beta.environments.work.${name}`),

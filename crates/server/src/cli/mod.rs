@@ -7,6 +7,7 @@ mod keys;
 mod mock;
 mod serve;
 mod skills;
+mod vault;
 mod webhooks;
 mod workspaces;
 
@@ -57,6 +58,9 @@ enum Command {
     /// Manages the skills that every workspace sees, such as `xlsx`
     #[command(subcommand)]
     Skills(skills::Command),
+    /// Manages the master key, which seals the secrets of vaults and all others
+    #[command(subcommand)]
+    Vault(vault::Command),
     /// Manages webhook endpoints: who is told of what happens in a workspace
     Webhooks(webhooks::Arguments),
     /// Runs a scripted model, to try agents and clients without a key
@@ -108,6 +112,9 @@ pub fn main() -> anyhow::Result<()> {
             Context::quiet(&sources, &environment)?,
             command,
         )),
+        Command::Vault(command) => {
+            run(vault::run(Context::quiet(&sources, &environment)?, command))
+        }
         Command::Webhooks(arguments) => run(webhooks::run(
             Context::quiet(&sources, &environment)?,
             arguments,

@@ -60,6 +60,7 @@ async fn serve_with(
     engine.start().await.context("cannot start the engine")?;
     greet(address, first_key.as_ref());
     let drain = Duration::from_secs(config.server.drain_seconds);
+    let following = tokio::spawn(crate::master_key::follow(config.clone(), store.clone()));
     let app = App::new(config, store, engine.clone(), deployment, shutdown.clone());
     announce(address, &app.deployment);
 
@@ -84,6 +85,7 @@ async fn serve_with(
         draining,
     );
     upkeep.abort();
+    following.abort();
     shrink.abort();
     tracing::info!("stopped");
     Ok(())

@@ -25,6 +25,7 @@ ROOTS = (
     "beta.organization.webhooks",
     "beta.sessions",
     "beta.skills",
+    "beta.vaults",
     "beta.webhooks",
 )
 
