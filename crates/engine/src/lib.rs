@@ -33,6 +33,7 @@ pub mod skills;
 mod spill;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod transcript;
 pub mod vaults;
 mod web;
@@ -54,7 +55,7 @@ pub use machine::Status;
 pub use mcp::{Mcp, McpConfig};
 pub use resources::{ResourceError, read as read_resource};
 pub use sandboxes::SandboxConfig;
-pub use sessions::{NewSessionRequest, SessionEdit, Watch};
+pub use sessions::{NewSessionRequest, Sent, SessionEdit, Watch};
 pub use web::{FetchLimits, SearchBackend, SearchConfig, Web, WebConfig};
 
 use crate::{

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use selfsame_model::{Models, Request};
 use selfsame_types::{
-    agent::AgentSnapshot,
+    agent::{AgentSnapshot, AgentSpec},
     environment::{EnvironmentConfig, LimitedNetwork, Networking},
-    model::{Effort, ModelConfig, Speed},
-    multiagent::SessionRosterEntry,
+    model::{ModelConfig, Speed},
+    multiagent::COORDINATION_TOOLS,
+    thread::ThreadDefinition,
     tool::{BuiltinTool, PolicyKind},
 };
 use serde_json::{
@@ -18,8 +19,9 @@ use serde_json::{
 };
 
 use crate::{
-    machine::{NewCall, Permission, Verdict},
+    machine::{Coordination, NewCall, Permission, Verdict},
     mcp::Toolset,
+    threads::{self, Roster},
     transcript::{Transcript, with_cache_breakpoint},
 };
 
@@ -27,6 +29,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub agent: AgentSnapshot,
+    place: Place,
     environment: EnvironmentConfig,
     model: String,
     max_tokens: u32,
@@ -35,6 +38,16 @@ pub struct Spec {
     speed: Option<String>,
     system: Vec<Box<RawValue>>,
     tools: Vec<Box<RawValue>>,
+}
+
+/// Where a thread stands in its session.
+#[derive(Debug, Clone)]
+enum Place {
+    /// What users talk to, with whom it can start and ask.
+    Primary(Option<Arc<Roster>>),
+    /// Started by an agent of this definition, whose rules hold here, too.
+    Started(Arc<AgentSpec>),
+    Advising,
 }
 
 /// Where things are in a sandbox, for an agent that has one.
@@ -46,10 +59,22 @@ leave them from one call to the next.\n\
 - The full text of tool outputs that are too long to show: /mnt/session/tool-outputs";
 
 impl Spec {
+    /// What a session's primary thread is asked with.
+    ///
     /// # Panics
     /// Never: everything here is JSON already.
     #[must_use]
     pub fn new(agent: AgentSnapshot, environment: &EnvironmentConfig, models: &Models) -> Self {
+        let roster = Roster::of(&agent).map(Arc::new);
+        Self::placed(agent, Place::Primary(roster), environment, models)
+    }
+
+    fn placed(
+        agent: AgentSnapshot,
+        place: Place,
+        environment: &EnvironmentConfig,
+        models: &Models,
+    ) -> Self {
         let spec = &agent.spec;
         let model = spec.model.id.clone();
         let max_tokens = models.max_tokens(&model);
@@ -57,6 +82,12 @@ impl Spec {
         if spec.needs_sandbox() {
             let network = network(environment, spec);
             system.push(text(&format!("{SANDBOX}\n\n{network}")));
+        }
+        match &place {
+            Place::Primary(None) => {}
+            Place::Primary(Some(roster)) => system.push(text(&roster.briefing())),
+            Place::Started(_) => system.push(text(&threads::started(spec))),
+            Place::Advising => system.push(text(threads::ADVISING)),
         }
         if let Some(own) = spec.system.as_deref().filter(|own| !own.is_empty()) {
             system.push(text(own));
@@ -74,6 +105,9 @@ impl Spec {
             }))
             .expect("tools serialize")
         }));
+        if let Place::Primary(Some(roster)) = &place {
+            tools.extend(roster.tools());
+        }
         mark_last(&mut system);
         Self {
             thinking: models.thinking(&model, max_tokens),
@@ -84,6 +118,7 @@ impl Spec {
             system,
             tools,
             agent,
+            place,
             environment: environment.clone(),
         }
     }
@@ -92,32 +127,61 @@ impl Spec {
     ///
     /// # Errors
     /// When that is not what this program writes.
-    pub fn thread(&self, agent: &str, models: &Models) -> serde_json::Result<Self> {
-        let agent = match serde_json::from_str(agent)? {
-            SessionRosterEntry::Agent(agent) => AgentSnapshot {
-                r#type: agent.r#type,
-                id: agent.id,
-                version: agent.version,
-                spec: agent.spec,
-                multiagent: None,
-            },
-            SessionRosterEntry::Advisor(advisor) => {
-                let mut agent = self.agent.clone();
-                agent.spec.model = ModelConfig {
-                    id: advisor.model,
-                    effort: Effort::default(),
-                    inference_geo: agent.spec.model.inference_geo,
-                    speed: Speed::default(),
-                };
-                agent.spec.system = None;
-                agent.spec.tools = Vec::new();
-                agent.spec.mcp_servers = Vec::new();
-                agent.spec.skills = Vec::new();
-                agent.multiagent = None;
-                agent
-            }
+    pub fn thread(&self, definition: &str, models: &Models) -> serde_json::Result<Self> {
+        let mut agent = AgentSnapshot {
+            multiagent: None,
+            ..self.agent.clone()
         };
-        Ok(Self::new(agent, &self.environment, models))
+        let mut place = Place::Started(Arc::new(self.agent.spec.clone()));
+        match serde_json::from_str(definition)? {
+            ThreadDefinition::Agent(started) => {
+                (agent.id, agent.version) = (started.id, started.version);
+                agent.spec = started.spec;
+            }
+            ThreadDefinition::Inline(started) => agent.spec = started.spec,
+            ThreadDefinition::Advisor(advisor) => {
+                agent.spec = AgentSpec {
+                    model: ModelConfig {
+                        inference_geo: agent.spec.model.inference_geo,
+                        ..ModelConfig::of(advisor.model)
+                    },
+                    system: None,
+                    tools: Vec::new(),
+                    mcp_servers: Vec::new(),
+                    skills: Vec::new(),
+                    ..agent.spec
+                };
+                place = Place::Advising;
+            }
+        }
+        Ok(Self::placed(agent, place, &self.environment, models))
+    }
+
+    /// The agents whose rules for the web hold in this thread, its own first.
+    #[must_use]
+    pub fn web_rules(&self) -> Vec<&AgentSpec> {
+        match &self.place {
+            Place::Started(coordinator) => vec![&self.agent.spec, coordinator],
+            Place::Primary(_) | Place::Advising => vec![&self.agent.spec],
+        }
+    }
+
+    /// Whether it is to be told of the session's material.
+    #[must_use]
+    pub fn is_equipped(&self) -> bool {
+        !matches!(self.place, Place::Advising)
+    }
+
+    /// What a call by which the model directs other threads asks for; `None` for other calls.
+    fn coordination(
+        &self,
+        name: &str,
+        input: &Result<Box<RawValue>, String>,
+    ) -> Option<Coordination> {
+        match &self.place {
+            Place::Primary(Some(roster)) => roster.judge(name, input),
+            Place::Primary(None) | Place::Started(_) | Place::Advising => None,
+        }
     }
 
     /// What a session's rows say.
@@ -208,12 +272,15 @@ impl Spec {
         input: Result<Box<RawValue>, String>,
     ) -> NewCall {
         let spec = &self.agent.spec;
+        let coordination = self.coordination(&name, &input);
         let (input, broken) = match input {
             Ok(input) => (input, false),
             Err(_) => (to_raw_value(&json!({})).expect("an empty object"), true),
         };
         let refuse = |reason: String| Verdict::Refused { reason };
-        let verdict = if broken {
+        let verdict = if let Some(what) = coordination {
+            Verdict::Hidden(what)
+        } else if broken {
             refuse(format!(
                 "The input of this `{name}` call is not a JSON object, so it was not run. Call the \
                  tool again with a complete JSON object as its input."
@@ -240,6 +307,11 @@ impl Spec {
                     }
                 }
                 Some(_) => refuse(format!("The tool `{name}` is not enabled for this agent.")),
+                None if COORDINATION_TOOLS.contains(&&*name)
+                    && matches!(self.place, Place::Started(_)) =>
+                {
+                    refuse(threads::TOO_DEEP.to_owned())
+                }
                 None if name.starts_with("mcp__") => refuse(format!(
                     "There is no tool named `{name}` now: its MCP server does not offer it, is not to be \
                      had, or the tool is not enabled."

@@ -42,6 +42,7 @@ use crate::{
     runners::Link,
     sandboxes::AcquireError,
     transcript::Transcript,
+    workbench::Briefing,
 };
 use execute::Executed;
 use mcp::Tools;
@@ -110,7 +111,7 @@ enum Done {
     /// What the session has mounted is in its sandbox.
     Equipped {
         thread: ThreadId,
-        briefing: Result<(String, Vec<Trouble>), AcquireError>,
+        briefing: Result<(Briefing, Vec<Trouble>), AcquireError>,
     },
     /// A thread's MCP servers have been asked for their tools.
     Learned {
@@ -183,7 +184,7 @@ pub(crate) struct Runner {
     specs: HashMap<ThreadId, SharedSpec>,
     equipped: bool,
     /// About what is mounted; made before the first request.
-    briefing: Option<String>,
+    briefing: Option<Briefing>,
     equipping: Option<AbortHandle>,
     tools: Tools,
     transcripts: HashMap<ThreadId, Transcript>,

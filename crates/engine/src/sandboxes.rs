@@ -23,7 +23,7 @@ use crate::{
     images::{ImageError, Images, Wanted},
     machine::{About, ErrorType, Trouble},
     vaults::{Vaults, VaultsError},
-    workbench::{FitError, Outfit, Outputs, Workbench},
+    workbench::{Briefing, FitError, Outfit, Outputs, Workbench},
 };
 
 /// Longest wait for another server that is making a session's sandbox.
@@ -354,7 +354,7 @@ impl Sandboxes {
         &self,
         session: SessionId,
         epoch: i64,
-    ) -> Result<(String, Vec<Trouble>), AcquireError> {
+    ) -> Result<(Briefing, Vec<Trouble>), AcquireError> {
         let mut wanted = self.workbench.wanted(session).await?;
         let mut troubles = Vec::new();
         if wanted.comes_first() {
@@ -363,7 +363,7 @@ impl Sandboxes {
             if wanted.equipment.findings.is_none() {
                 wanted = self.workbench.wanted(session).await?;
             }
-        } else if wanted.agent.spec.needs_sandbox() {
+        } else if wanted.agent.needs_sandbox() {
             self.await_image(session, &wanted).await?;
         }
         Ok((self.workbench.briefing(&wanted)?, troubles))

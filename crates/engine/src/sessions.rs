@@ -68,10 +68,20 @@ pub struct SessionEdit {
     pub changed: String,
 }
 
+/// Events that were taken, as they stand in the log.
+#[derive(Debug)]
+pub struct Sent {
+    pub primary: ThreadId,
+    pub rows: Vec<Row>,
+}
+
 /// A stream about to be served.
 #[derive(Debug)]
 pub enum Watch {
-    Live(Subscription),
+    Live {
+        subscription: Subscription,
+        primary: ThreadId,
+    },
     /// The session is over: this is its last event.
     Over(Option<Row>),
 }
@@ -115,7 +125,7 @@ impl Engine {
             &inner.models,
         ));
         // What has to be mounted first keeps the first request waiting.
-        let needs_sandbox = request.agent.spec.needs_sandbox();
+        let needs_sandbox = request.agent.needs_sandbox();
         let equipped = !request.resources.is_empty()
             || !request.skills.is_empty()
             || (needs_sandbox && has_packages(&environment));
@@ -212,7 +222,7 @@ impl Engine {
         session: SessionId,
         mut events: Vec<InboundEvent>,
         actor: &Actor,
-    ) -> Result<Vec<Row>, AppendError> {
+    ) -> Result<Sent, AppendError> {
         let store = &self.inner.store;
         outcomes::read_rubrics(store, workspace, "events", &mut events).await?;
         let inputs = inputs(&events)?;
@@ -230,7 +240,7 @@ impl Engine {
         session: SessionId,
         inputs: &[Input],
         actor: &Actor,
-    ) -> Result<Vec<Row>, AppendError> {
+    ) -> Result<Sent, AppendError> {
         let inner = &self.inner;
         let claim = (inner.room() > 0).then_some(inner.server);
         let expected = inner.runners.expect(session);
@@ -299,12 +309,16 @@ impl Engine {
             )
             .await?;
         fail::point("after_input_commit");
-        let Some(appended) = appended else {
-            return Ok(Vec::new());
+        let primary = accepted.machine.as_ref().map(|m| m.primary().id);
+        let (Some(appended), Some(primary)) = (appended, primary) else {
+            return Err(ApiError::internal().into());
         };
         inner.published(session, &appended.rows);
         self.follow_up(session, &appended, accepted, expected);
-        Ok(created_rows(appended.rows))
+        Ok(Sent {
+            primary,
+            rows: created_rows(appended.rows),
+        })
     }
 
     /// Sees to it that somebody drives a session that has work.
@@ -423,6 +437,42 @@ impl Engine {
         let (engine, actor) = (self.clone(), actor.clone());
         self.whole(async move { engine.end(workspace, session, &actor, End::Archive).await })
             .await
+    }
+
+    /// Archives one thread of a session; one that is over already stays as it is.
+    ///
+    /// # Errors
+    /// 400 for the primary thread, and while the thread works.
+    pub async fn thread_archive(
+        &self,
+        workspace: WorkspaceId,
+        session: SessionId,
+        thread: ThreadId,
+        actor: &Actor,
+    ) -> Result<(), AppendError> {
+        let guard = Guard::Client {
+            workspace,
+            cold: false,
+        };
+        let decide = |head: &Head| {
+            let mut new_id = EventId::new;
+            let mut step = Step::new(state(head)?, head.last_seq, head.now, &mut new_id);
+            if !step.archive_thread(thread)? {
+                return Ok(None);
+            }
+            let (machine, written) = step.finish();
+            let mut change = change(&machine, written, head.now, LeaseChange::Keep);
+            for ended in change.threads.iter_mut().filter(|t| t.id == thread) {
+                ended.archived = true;
+            }
+            Ok(Some(change))
+        };
+        let appended = self.inner.store.append(session, guard, actor, decide);
+        if let Some(appended) = appended.await? {
+            self.inner.published(session, &appended.rows);
+            self.inner.runners.poke(session);
+        }
+        Ok(())
     }
 
     /// Deletes a session: gone for clients at once.
@@ -545,7 +595,10 @@ impl Engine {
         }
         let from = after.or(position.accepted_seq).unwrap_or(position.last_seq);
         subscription.start(from, position.last_seq);
-        Ok(Watch::Live(subscription))
+        Ok(Watch::Live {
+            subscription,
+            primary: position.primary_thread,
+        })
     }
 }
 

@@ -11,6 +11,10 @@ use crate::{
 /// Most characters of a tool result that are quoted.
 const QUOTE_CHARS: usize = 4000;
 
+/// The tool by which a coordinator starts an agent.
+const CREATE: &str = "create_agent";
+/// How the report of an agent begins.
+const REPORT: &str = "Message from thread";
 /// The tool by which a grader of an outcome gives its verdict.
 const VERDICT: &str = "submit_verdict";
 
@@ -28,6 +32,9 @@ pub(crate) fn answer(request: &Parsed) -> Vec<Step> {
             Some(steps) => steps,
             None => vec![text(quote(&request.results))],
         };
+    }
+    if request.offers(CREATE) {
+        return delegate(request);
     }
     if request.round == 0 {
         return match job(request) {
@@ -50,6 +57,32 @@ pub(crate) fn answer(request: &Parsed) -> Vec<Step> {
         }
         _ => vec![text(quote(&request.results))],
     }
+}
+
+/// A coordinator: everybody gets the task, and their reports are passed on.
+fn delegate(request: &Parsed) -> Vec<Step> {
+    if request.user_text.contains(REPORT) {
+        let said: String = request.user_text.chars().take(QUOTE_CHARS).collect();
+        return vec![text(format!("This has come in.\n\n{said}"))];
+    }
+    if request.round > 0 {
+        return vec![text("They are at work. I wait for their reports.")];
+    }
+    let tools = request.json["tools"].as_array().into_iter().flatten();
+    let names: Vec<&str> = tools
+        .filter(|tool| tool["name"] == CREATE)
+        .filter_map(|tool| tool["input_schema"]["properties"]["agent_name"]["enum"].as_array())
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let mut steps = vec![text(format!("I give this to {}.", names.join(" and ")))];
+    steps.extend(names.iter().map(|name| {
+        tool(
+            CREATE,
+            json!({"agent_name": name, "message": request.user_text}),
+        )
+    }));
+    steps
 }
 
 fn text(text: impl Into<String>) -> Step {
@@ -296,6 +329,36 @@ fn job(request: &Parsed) -> Option<Job> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_coordinator_gives_work_away_and_passes_reports_on() {
+        let schema = json!({"properties": {"agent_name": {"enum": ["a", "b"]}}});
+        let request = |messages: Value| {
+            let body =
+                json!({"tools": [{"name": CREATE, "input_schema": schema}], "messages": messages});
+            serde_json::to_value(answer(&Parsed::new(body.to_string(), body.clone()))).unwrap()
+        };
+        let task = json!({"role": "user", "content": "Do it."});
+        let asked = request(json!([task]));
+        assert_eq!(asked[0]["text"], "I give this to a and b.");
+        assert_eq!(
+            asked[2]["tool"]["input"],
+            json!({"agent_name": "b", "message": "Do it."})
+        );
+        let call = json!({"role": "assistant", "content": [
+            {"type": "tool_use", "id": "t", "name": CREATE, "input": {}}]});
+        let result = json!({"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "t", "content": "started"}]});
+        let waits = request(json!([task, call, result]));
+        assert_eq!(
+            waits[0]["text"],
+            "They are at work. I wait for their reports."
+        );
+        let report =
+            json!({"role": "user", "content": "Message from thread x (agent `a`):\nDone."});
+        let told = request(json!([task, report]));
+        assert!(told[0]["text"].as_str().unwrap().ends_with("Done."));
+    }
 
     #[test]
     fn a_forced_tool_is_called_with_what_fits() {

@@ -2,6 +2,7 @@
 
 mod control;
 mod demo;
+mod fill;
 mod gate;
 pub mod messages;
 pub mod oauth;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     demo,
+    fill::fill,
     gate::Gates,
     oauth::OAuth,
     request::Parsed,
@@ -268,7 +269,7 @@ impl Script {
             active.rule.times.is_none_or(|times| active.used < times)
                 && active.rule.when.holds(request, nth)
         });
-        let (rule, steps) = match found {
+        let (rule, mut steps) = match found {
             Some((position, active)) => {
                 active.used += 1;
                 let name = active.rule.name.clone();
@@ -288,6 +289,7 @@ impl Script {
         });
         drop(state);
         self.tick();
+        fill(&mut steps, &request.json);
         Chosen {
             steps,
             input,

@@ -279,6 +279,33 @@ impl Store {
         .collect()
     }
 
+    /// A thread's latest event, when that is of this type.
+    pub(crate) async fn event_last(
+        &self,
+        session: SessionId,
+        thread: ThreadId,
+        event: EventType,
+    ) -> Result<Option<Row>, StoreError> {
+        let last = sqlx::query_as!(
+            EventRow,
+            r#"
+            SELECT seq, event_id, thread_id, on_session, type, processed_at, body,
+                   NULL::text AS private
+            FROM events
+            WHERE session_id = $1 AND thread_id = $2
+            ORDER BY seq DESC
+            LIMIT 1
+            "#,
+            session.0,
+            thread.0,
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .map(Row::try_from)
+        .transpose()?;
+        Ok(last.filter(|row| row.event_type == event))
+    }
+
     /// Every session in `sessions` whose log has moved past the position beside it, or that is
     /// deleted: one query for all that a process watches.
     ///

@@ -22,6 +22,7 @@ mod seal;
 mod session_create;
 mod sessions;
 mod skills;
+mod threads;
 mod vaults;
 mod webhooks;
 
@@ -48,11 +49,12 @@ pub use resources::{
 pub use sandboxes::SandboxRecord;
 pub use seal::{KeyUse, KeyWrap, LocalKey, SealError, Sealed, Sealer, ServerKeys};
 pub use session_create::{Created, FirstState, NewSession, SESSION_SKILL_BLOB_KEY, SessionParts};
-pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord, ThreadRecord};
+pub use sessions::{CreatedKey, Position, SessionQuery, SessionRecord};
 pub use skills::{
     NewSkillVersion, Registered, RegisteredSkill, ResolvedSkill, SkillArchive, SkillFilter,
     SkillMount, SkillRefusal,
 };
+pub use threads::ThreadRecord;
 pub use vaults::{
     CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
 };

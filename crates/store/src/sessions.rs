@@ -1,4 +1,4 @@
-//! Sessions and their threads: reading, lists, title and metadata, deletion.
+//! Sessions: reading, lists, title and metadata, deletion.
 //!
 //! The cold row (`sessions`) and the hot one (`session_state`) are read together and always give one
 //! session object. Everything that appends events goes through [`Store::append`](crate::Store::append).
@@ -120,22 +120,6 @@ pub struct SessionQuery {
     pub limit: i64,
 }
 
-/// A thread as read.
-#[derive(Debug, Clone)]
-pub struct ThreadRecord {
-    pub id: ThreadId,
-    pub session: SessionId,
-    pub parent: Option<ThreadId>,
-    pub position: i32,
-    pub agent: String,
-    pub status: String,
-    pub view: String,
-    pub created_at: Timestamp,
-    pub updated_at: Timestamp,
-    pub archived_at: Option<Timestamp>,
-    pub now: Timestamp,
-}
-
 impl Store {
     /// One session of a workspace.
     ///
@@ -235,93 +219,6 @@ impl Store {
         let more = rows.len() > limit;
         rows.truncate(limit);
         Ok((rows.into_iter().map(Into::into).collect(), more))
-    }
-
-    /// A session's threads by creation, and whether more follow.
-    ///
-    /// # Errors
-    /// Database faults.
-    pub async fn thread_list(
-        &self,
-        session: SessionId,
-        after: Option<i32>,
-        statuses: &[&str],
-        limit: i64,
-    ) -> Result<(Vec<ThreadRecord>, bool), StoreError> {
-        let mut rows = sqlx::query!(
-            r#"
-            SELECT id, parent_thread_id, position, agent, status, view, created_at, updated_at,
-                   archived_at, clock_timestamp() AS "now!: jiff_sqlx::Timestamp"
-            FROM session_threads
-            WHERE session_id = $1 AND ($2::integer IS NULL OR position > $2)
-              AND (cardinality($3::text[]) = 0 OR status = ANY ($3))
-            ORDER BY position
-            LIMIT $4
-            "#,
-            session.0,
-            after,
-            statuses as _,
-            limit + 1,
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let more = rows.len() > usize::try_from(limit).unwrap_or(usize::MAX);
-        if more {
-            rows.pop();
-        }
-        let threads = rows
-            .into_iter()
-            .map(|row| ThreadRecord {
-                id: ThreadId(row.id),
-                session,
-                parent: row.parent_thread_id.map(ThreadId),
-                position: row.position,
-                agent: row.agent,
-                status: row.status,
-                view: row.view,
-                created_at: time(row.created_at),
-                updated_at: time(row.updated_at),
-                archived_at: row.archived_at.map(time),
-                now: time(row.now),
-            })
-            .collect();
-        Ok((threads, more))
-    }
-
-    /// One thread of a session.
-    ///
-    /// # Errors
-    /// Database faults.
-    pub async fn thread_get(
-        &self,
-        session: SessionId,
-        id: ThreadId,
-    ) -> Result<Option<ThreadRecord>, StoreError> {
-        Ok(sqlx::query!(
-            r#"
-            SELECT id, parent_thread_id, position, agent, status, view, created_at, updated_at,
-                   archived_at, clock_timestamp() AS "now!: jiff_sqlx::Timestamp"
-            FROM session_threads
-            WHERE session_id = $1 AND id = $2
-            "#,
-            session.0,
-            id.0,
-        )
-        .fetch_optional(&self.pool)
-        .await?
-        .map(|row| ThreadRecord {
-            id: ThreadId(row.id),
-            session,
-            parent: row.parent_thread_id.map(ThreadId),
-            position: row.position,
-            agent: row.agent,
-            status: row.status,
-            view: row.view,
-            created_at: time(row.created_at),
-            updated_at: time(row.updated_at),
-            archived_at: row.archived_at.map(time),
-            now: time(row.now),
-        }))
     }
 
     /// Purges up to `limit` deleted sessions whose events are few enough, and up to `chunk` events of

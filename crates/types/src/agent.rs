@@ -427,6 +427,12 @@ impl AgentSnapshot {
             .collect()
     }
 
+    /// Whether it or a member has a tool that needs a sandbox.
+    #[must_use]
+    pub fn needs_sandbox(&self) -> bool {
+        self.specs().iter().any(|spec| spec.needs_sandbox())
+    }
+
     /// The rules that span fields, after something was changed for a session. Where the agent is its own
     /// member, it is so with what was changed.
     pub(crate) fn settle(&mut self) -> Result<(), ApiError> {

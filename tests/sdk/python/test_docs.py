@@ -33,3 +33,12 @@ def test_outcomes(server) -> None:
     assert "evaluation 1: satisfied\n" in said and "\nresult: satisfied\n" in said, said
     file = said.split("--- primes.txt\n")[1].split()
     assert file[:4] == ["2", "3", "5", "7"] and file[-1] == "97" and len(file) == 25
+
+
+@pytest.mark.docker
+def test_multiagent(server) -> None:
+    said = run(server, program("multiagent.md"))
+    assert "started: coder\nstarted: editor\n" in said, said
+    report = said.split("coder reports: ")[1]
+    assert "97" in report and "editor reports: " in said and "\nidle: end_turn\n" in said, said
+    assert "\ncoder: idle, " in said and "\n  called bash\n" in said, said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 import anthropic
 import pytest
 
 from conftest import toolset
+from support import order, process
 from support.process import LOOPBACK
 from support.tail import open_sdk
 
@@ -287,6 +289,40 @@ def test_a_credential_that_is_missing(talk, mcp_server) -> None:
         assert mcp.tokens() == [None] and mcp.calls() == []
 
 
+def test_a_bearer_token_from_a_vault(client, make, mcp_server) -> None:
+    """Shown on every request to the server that it is for, and to no other."""
+    with mcp_server(auth=True) as mcp, mcp_server() as other:
+        mcp.accept("the-secret-token")
+        other.name = "other"
+        vault = client.beta.vaults.create(display_name="mcp")
+        auth = {"type": "static_bearer", "mcp_server_url": mcp.url + "/", "token": "the-secret-token"}
+        client.beta.vaults.credentials.create(vault.id, auth=auth)
+        agent = make.agent(
+            mcp_servers=[mcp.declaration(), other.declaration()],
+            tools=[mcp.toolset(whoami="always_ask"), other.toolset("always_allow")],
+        )
+        session = make.session(agent, vault_ids=[vault.id])
+        tail = open_sdk(client, session.id)
+        make.say(session, "!tool mcp__tests__whoami {}", "!tool mcp__other__whoami {}")
+        tail.wait_idle("requires_action", timeout=60)
+        (call,) = [call for call in of(tail.records, "agent.mcp_tool_use") if call["mcp_server_name"] == "tests"]
+        make.send(session, confirm(call))
+        tail.wait_idle("end_turn", timeout=60)
+        found = {result["mcp_tool_use_id"]: text(result) for result in results(tail.records)}
+        assert found.pop(call["id"]) == "the-secret-token", "the server itself may say it"
+        assert list(found.values()) == ["nobody"]
+        assert mcp.tokens() == ["the-secret-token"] and other.tokens() == [None]
+        # Refused from now on, and there is nothing to refresh.
+        mcp.accept("another")
+        start = tail.count()
+        make.say(session, "hello")
+        tail.wait_idle("end_turn", after=start, timeout=60)
+        (error,) = of(tail.records[start:], "session.error")
+        assert error["error"]["type"] == "mcp_authentication_failed_error"
+        assert "the-secret-token" not in json.dumps(error)
+        tail.close()
+
+
 def test_places_that_no_server_may_be_at(talk, mcp_server) -> None:
     """The usual loopback address, a name that leads to it, and metadata: refused when they are dialled."""
     with mcp_server() as mcp:
@@ -355,3 +391,29 @@ def test_hosts_that_an_environment_must_allow(client, make, mcp_server) -> None:
             # Without the server there is nothing to refuse.
             overrides = {"type": "agent_with_overrides", "id": agent.id, "mcp_servers": [], "tools": []}
             client.beta.sessions.create(agent=overrides, environment_id=environment.id)
+
+
+def test_a_call_that_a_crash_cuts_off(mcp_server) -> None:
+    """Nobody knows what became of it, so it is answered with an error and never made again."""
+    server = process.start()
+    try:
+        with mcp_server() as mcp, anthropic.Anthropic(base_url=server.url, api_key=server.key) as client:
+            agent = client.beta.agents.create(name="crash", model="mock-crash", **mcp.agent())
+            environment = client.beta.environments.create(name="crash")
+            session = client.beta.sessions.create(agent=agent.id, environment_id=environment.id)
+            message = {"type": "user.message", "content": [{"type": "text", "text": '!tool mcp__tests__wait {"name": "a"}'}]}
+            client.beta.sessions.events.send(session.id, events=[message])
+            mcp.wait_calls(1)
+            server.crash()
+            deadline = time.monotonic() + 60
+            while client.beta.sessions.retrieve(session.id).status != "idle":
+                assert time.monotonic() < deadline, client.beta.sessions.retrieve(session.id)
+                time.sleep(0.05)
+            events = [event.to_dict(mode="json") for event in client.beta.sessions.events.list(session.id)]
+            (result,) = results(events)
+            assert result["is_error"] and "not made again" in text(result)
+            assert of(events, "session.status_idle")[-1]["stop_reason"] == {"type": "end_turn"}
+            assert [call["name"] for call in mcp.calls()] == ["wait"]
+            assert order.check(events) == []
+    finally:
+        server.stop()

@@ -359,6 +359,43 @@ covers(
   },
 );
 
+test('child threads: listed, read, streamed and archived', async () => {
+  const mock = new Mock();
+  const gate = mock.gate();
+  const create = (message) => ({ tool: { name: 'create_agent', input: { agent_name: 'worker', message } } });
+  await mock.rules(
+    { when: { system_contains: 'You work.' }, answer: [{ gate }, { text: 'Done.' }] },
+    { when: { system_contains: 'You lead.', turn: 0 }, answer: [create('A'), create('B')] },
+    { when: { system_contains: 'You lead.' }, answer: 'ok' },
+  );
+  const worker = await makeAgent(mock, { name: 'worker', system: 'You work.' });
+  const session = await makeSession(mock, { system: 'You lead.', multiagent: { type: 'coordinator', agents: [worker.id] } });
+  assert.deepEqual([session.agent.multiagent.type, session.agent.multiagent.agents[0].name], ['coordinator', 'worker']);
+  const stream = await tail(session);
+  await say(session, 'go');
+  await mock.blocked(gate);
+  await stream.wait((event) => event.type === 'session.thread_status_running' && event.agent_name === 'worker', 2);
+  const { threads } = sessions;
+  const scope = { session_id: session.id };
+  const children = (await all(threads.list(session.id, { statuses: ['running'] }))).filter((thread) => thread.parent_thread_id);
+  assert.equal(children.length, 2);
+  const own = new Tail(await threads.events.stream(children[0].id, { ...scope, event_deltas: ['agent.message'] }));
+  await assert.rejects(threads.archive(children[0].id, scope), Anthropic.BadRequestError);
+  await mock.release(gate);
+  await own.type('session.thread_status_idle');
+  await own.close();
+  assert(own.records.some((event) => event.type === 'agent.message'));
+  await stream.wait((event) => event.type === 'agent.thread_message_received', 2);
+  await stream.idle('end_turn');
+  assert(!stream.records.some((event) => event.type === 'agent.message' && event.content[0].text === 'Done.'));
+  await stream.close();
+  const listed = await all(threads.events.list(children[0].id, scope));
+  assert.equal(listed.filter((event) => event.type === 'agent.thread_message_sent').length, 1);
+  const archived = await threads.archive(children[0].id, scope);
+  assert.deepEqual([archived.status, typeof archived.archived_at], ['terminated', 'string']);
+  assert.equal((await threads.retrieve(children[0].id, scope)).archived_at, archived.archived_at);
+});
+
 test('a session with tools in its sandbox', async () => {
   const mock = new Mock();
   const session = await makeSession(mock, { tools: [TOOLSET] });

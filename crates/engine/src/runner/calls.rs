@@ -30,7 +30,7 @@ impl Runner {
             // The state knows a call that the log does not: only a fault of ours can do that.
             return Err(Stopped::Contradiction("a pending call is not in the log"));
         };
-        let web = WebCall::of(&spec.agent.spec, &info.name, transcript);
+        let web = WebCall::of(&spec.web_rules(), &info.name, transcript);
         let caller = Caller {
             session: self.session,
             epoch: self.epoch,

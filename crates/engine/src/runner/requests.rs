@@ -13,6 +13,7 @@ use crate::{
     machine::{Failure, ModelUsage, Trouble},
     prompt::SharedSpec,
     sandboxes::AcquireError,
+    workbench::Briefing,
 };
 
 impl Runner {
@@ -35,7 +36,7 @@ impl Runner {
     pub(super) async fn equipped(
         &mut self,
         thread: ThreadId,
-        briefing: Result<(String, Vec<Trouble>), AcquireError>,
+        briefing: Result<(Briefing, Vec<Trouble>), AcquireError>,
     ) -> Result<(), Stopped> {
         match briefing {
             Ok((briefing, troubles)) => {
@@ -114,7 +115,9 @@ impl Runner {
         let spec = self.spec_of(thread).await?;
         let transcript = self.transcripts.entry(thread).or_default();
         let tools = self.tools.of(thread);
-        let request = spec.request(transcript, self.briefing.as_deref(), &tools);
+        let briefing = self.briefing.as_ref().filter(|_| spec.is_equipped());
+        let briefing = briefing.map(|briefing| briefing.text(&spec.agent.spec.skills));
+        let request = spec.request(transcript, briefing.as_deref(), &tools);
         let previews = Previews {
             hub: self.inner.hub.clone(),
             notifier: self.inner.notifier.clone(),

@@ -117,46 +117,57 @@ pub(crate) fn is_web(tool: &str) -> bool {
     BuiltinTool::parse(tool).is_some_and(BuiltinTool::is_web)
 }
 
+fn domains_of(config: &BuiltinToolConfig) -> Domains {
+    let (allowed, blocked) = match config {
+        BuiltinToolConfig::WebFetch(config) => (&config.allowed_domains, &config.blocked_domains),
+        BuiltinToolConfig::WebSearch(config) => (&config.allowed_domains, &config.blocked_domains),
+        BuiltinToolConfig::Sandbox(_) => (&None, &None),
+    };
+    Domains {
+        allowed: allowed.clone(),
+        blocked: blocked.clone(),
+    }
+}
+
 impl WebCall {
-    /// `None` for tools that run elsewhere.
-    pub(crate) fn of(agent: &AgentSpec, tool: &str, transcript: &Transcript) -> Option<Self> {
+    /// `None` for tools that run elsewhere. `agents`: the one whose call it is, and those that direct it,
+    /// whose rules hold, too.
+    pub(crate) fn of(agents: &[&AgentSpec], tool: &str, transcript: &Transcript) -> Option<Self> {
         let tool = BuiltinTool::parse(tool).filter(|tool| tool.is_web())?;
-        let config = agent
-            .toolset()
-            .and_then(|toolset| toolset.configs.iter().find(|c| c.name() == tool));
-        let (allowed, blocked) = match config {
-            Some(BuiltinToolConfig::WebFetch(config)) => {
-                (&config.allowed_domains, &config.blocked_domains)
-            }
-            Some(BuiltinToolConfig::WebSearch(config)) => {
-                (&config.allowed_domains, &config.blocked_domains)
-            }
-            Some(BuiltinToolConfig::Sandbox(_)) | None => (&None, &None),
+        let config = |agent: &&AgentSpec| -> Option<BuiltinToolConfig> {
+            let configs = &agent.toolset()?.configs;
+            configs.iter().find(|config| config.name() == tool).cloned()
         };
+        let own = agents.first().and_then(config);
+        let all: Vec<_> = agents.iter().filter_map(config).collect();
         Some(Self {
-            domains: vec![Domains {
-                allowed: allowed.clone(),
-                blocked: blocked.clone(),
-            }],
-            has_sandbox: agent.needs_sandbox(),
-            tool: match config {
-                Some(BuiltinToolConfig::WebFetch(config)) => Tool::Fetch {
-                    max_content_tokens: config
-                        .max_content_tokens
-                        .map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
-                    seen: config
-                        .url_sources
-                        .as_ref()
-                        .map(|sources| Seen::new(sources, transcript)),
-                },
-                Some(BuiltinToolConfig::WebSearch(config)) => Tool::Search {
-                    location: config.user_location.clone(),
-                },
-                _ if tool == BuiltinTool::WebFetch => Tool::Fetch {
-                    max_content_tokens: None,
-                    seen: None,
-                },
-                _ => Tool::Search { location: None },
+            domains: all.iter().map(domains_of).collect(),
+            has_sandbox: agents.first().is_some_and(|agent| agent.needs_sandbox()),
+            tool: if tool == BuiltinTool::WebFetch {
+                let fetches = all.iter().filter_map(|config| match config {
+                    BuiltinToolConfig::WebFetch(config) => config.max_content_tokens,
+                    _ => None,
+                });
+                Tool::Fetch {
+                    max_content_tokens: fetches
+                        .map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX))
+                        .next(),
+                    seen: match &own {
+                        Some(BuiltinToolConfig::WebFetch(config)) => config
+                            .url_sources
+                            .as_ref()
+                            .map(|sources| Seen::new(sources, transcript)),
+                        _ => None,
+                    },
+                }
+            } else {
+                let mut searches = all.iter().filter_map(|config| match config {
+                    BuiltinToolConfig::WebSearch(config) => config.user_location.clone(),
+                    _ => None,
+                });
+                Tool::Search {
+                    location: searches.next(),
+                }
             },
         })
     }

@@ -65,7 +65,9 @@ impl Workbench {
 }
 
 fn of_session(wanted: &Outfit) -> Network {
-    let mcp_hosts = wanted.agent.spec.mcp_servers.iter().filter_map(|server| {
+    let agents = wanted.agent.specs();
+    let servers = agents.iter().flat_map(|agent| &agent.mcp_servers);
+    let mcp_hosts = servers.filter_map(|server| {
         let url: Url = server.url.parse().ok()?;
         url.host_str().map(str::to_ascii_lowercase)
     });
@@ -79,7 +81,8 @@ fn of_session(wanted: &Outfit) -> Network {
     }
 }
 
-/// What an environment says about its sandboxes' network. The hosts of MCP servers are the agent's.
+/// What an environment says about its sandboxes' network. The hosts of MCP servers are those of the session's
+/// agents.
 pub(crate) fn network(networking: &Networking, mcp_hosts: impl Iterator<Item = String>) -> Network {
     let limited = match networking {
         Networking::Unrestricted(_) => return Network::Unrestricted,

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use selfsame_store::StoreError;
-use selfsame_types::session::{GithubCheckout, SessionResource};
+use selfsame_types::{
+    agent::{SkillRef, SkillSource},
+    session::{GithubCheckout, SessionResource},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{FitError, Outfit, Workbench};
@@ -51,9 +54,60 @@ impl Findings {
     }
 }
 
+/// What the models of a session are told of its material.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Briefing {
+    /// Of files and repositories.
+    material: String,
+    /// The agents' skills.
+    attached: Vec<(SkillRef, Announced)>,
+    /// Skills that repositories bring along.
+    found: Vec<Announced>,
+}
+
+impl Briefing {
+    /// The paragraphs for an agent with these skills; empty when there is nothing to tell.
+    pub fn text(&self, skills: &[SkillRef]) -> String {
+        let attached = self.attached.iter();
+        let own = attached.filter(|(skill, _)| skills.iter().any(|own| is_same(own, skill)));
+        let announced: Vec<_> = own
+            .map(|(_, announced)| announced)
+            .chain(&self.found)
+            .cloned()
+            .collect();
+        let mut text = self.material.clone();
+        if let Some(paragraph) = skills::announcement(&announced) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&paragraph);
+        }
+        text
+    }
+}
+
+/// Whether both are one version of one skill, as sessions show them. A version of a custom skill has an id
+/// of its own; the operator's have numbers.
+fn is_same(one: &SkillRef, other: &SkillRef) -> bool {
+    one.r#type == other.r#type
+        && one.version == other.version
+        && (one.r#type == SkillSource::Custom || one.skill_id == other.skill_id)
+}
+
+/// The skills of a session's agents, each version once: what the session keeps, in the same order.
+fn listed(wanted: &Outfit) -> Vec<SkillRef> {
+    let mut listed: Vec<SkillRef> = Vec::new();
+    for skill in wanted.agent.specs().iter().flat_map(|spec| &spec.skills) {
+        if listed.iter().all(|known| !is_same(known, skill)) {
+            listed.push(skill.clone());
+        }
+    }
+    listed
+}
+
 impl Workbench {
-    /// The paragraphs of the system prompt about this session's material; empty when there is none.
-    pub fn briefing(&self, wanted: &Outfit) -> Result<String, FitError> {
+    /// What this session's models are told of its material.
+    pub fn briefing(&self, wanted: &Outfit) -> Result<Briefing, FitError> {
         let mut text = String::new();
         let resources = wanted.resources()?;
         let files: Vec<&str> = resources
@@ -90,19 +144,21 @@ impl Workbench {
                 Some(GithubCheckout::Commit(commit)) => writeln!(text, ", commit {}", commit.sha),
             };
         }
-        let mut announced = Self::attached(wanted);
+        let attached = listed(wanted)
+            .into_iter()
+            .zip(Self::attached(wanted))
+            .collect();
+        let mut found = Vec::new();
         if let Some(findings) = &wanted.equipment.findings {
             let findings: Findings = serde_json::from_str(findings).map_err(
                 StoreError::corrupt("sessions", "findings", wanted.equipment.workspace),
             )?;
-            announced.extend(findings.announced());
+            found.extend(findings.announced());
         }
-        if let Some(paragraph) = skills::announcement(&announced) {
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            text.push_str(&paragraph);
-        }
-        Ok(text)
+        Ok(Briefing {
+            material: text,
+            attached,
+            found,
+        })
     }
 }

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use crate::{door::Wallet, machine::Trouble, resources, vaults::VaultsError};
 
 pub(crate) use access::network;
+pub(crate) use briefing::Briefing;
 pub(crate) use outputs::Outputs;
 
 /// Where what the user is meant to receive is written.

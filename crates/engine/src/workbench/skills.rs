@@ -74,7 +74,7 @@ impl Workbench {
         Ok(())
     }
 
-    /// The agent's skills as the model is told of them.
+    /// The agents' skills as models are told of them.
     pub(super) fn attached(wanted: &Outfit) -> Vec<Announced> {
         let skills = &wanted.equipment.skills;
         let directories = skills::directories(skills.iter().map(|skill| skill.name.as_str()));

@@ -3,16 +3,20 @@
 use std::{collections::HashMap, sync::Arc};
 
 use axum::{extract::State, response::Response};
+use selfsame_engine::Sent;
 use selfsame_store::{EventCursor, EventQuery, Row};
 use selfsame_types::{
-    ApiError, Order, SessionId, ThreadId, Timestamp,
+    ApiError, Order, SessionId, Timestamp,
     event::EventType,
     inbound::{SendEvents, parse_events},
     page::{check_limit, decode_cursor, encode_cursor},
 };
 use serde::{Deserialize, Serialize};
 
-use super::sessions::{append_error, find};
+use super::{
+    sessions::{append_error, find},
+    views::View,
+};
 use crate::{
     app::App,
     error::Result,
@@ -129,7 +133,7 @@ fn types(names: &[String]) -> Result<Vec<EventType>, ApiError> {
 pub(crate) async fn page(
     app: &App,
     session: SessionId,
-    thread: Option<ThreadId>,
+    view: View,
     query: &ListQuery,
 ) -> Result<Response> {
     let limit = check_limit(query.limit, 1000, 1000)?;
@@ -154,7 +158,7 @@ pub(crate) async fn page(
     });
     let mut query = EventQuery {
         session,
-        thread,
+        thread: view.only(),
         order,
         types,
         after,
@@ -221,11 +225,11 @@ pub(crate) async fn page(
             queued: position.queued,
         })
     });
-    Ok(json_response(list_text(&rows, Some(next_page))))
+    Ok(json_response(list_text(view, &rows, Some(next_page))))
 }
 
 /// `{"data":[...]}` of bodies that are JSON text already.
-fn list_text(rows: &[Row], next_page: Option<Option<String>>) -> String {
+fn list_text(view: View, rows: &[Row], next_page: Option<Option<String>>) -> String {
     let length: usize = rows.iter().map(|row| row.body.len() + 1).sum();
     let mut text = String::with_capacity(length + 128);
     text.push_str("{\"data\":[");
@@ -233,7 +237,7 @@ fn list_text(rows: &[Row], next_page: Option<Option<String>>) -> String {
         if index > 0 {
             text.push(',');
         }
-        text.push_str(&row.body);
+        text.push_str(&view.body(row));
     }
     text.push(']');
     match next_page {
@@ -260,8 +264,10 @@ pub(crate) async fn list(
     Path(session): Path<SessionId>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response> {
-    find(&app, principal.workspace, session).await?;
-    page(&app, session, None, &query).await
+    let primary = find(&app, principal.workspace, session)
+        .await?
+        .primary_thread;
+    page(&app, session, View::Session { primary }, &query).await
 }
 
 /// Sends events to a session, all or none.
@@ -284,7 +290,7 @@ pub(crate) async fn send(
             return Err(error.into());
         }
     };
-    let rows = app
+    let Sent { primary, rows } = app
         .engine
         .session_send(
             principal.workspace,
@@ -294,5 +300,9 @@ pub(crate) async fn send(
         )
         .await
         .map_err(append_error(session))?;
-    Ok(json_response(list_text(&rows, None)))
+    Ok(json_response(list_text(
+        View::Session { primary },
+        &rows,
+        None,
+    )))
 }

@@ -12,4 +12,5 @@ pub mod skills;
 pub mod streams;
 pub mod threads;
 pub mod vaults;
+mod views;
 pub mod webhooks;

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use futures_util::stream;
 use selfsame_engine::{Item, PreviewKind, Subscription, Watch};
 use selfsame_store::Row;
-use selfsame_types::{ApiError, EventId, SessionId, ThreadId, event::EventType};
+use selfsame_types::{ApiError, EventId, SessionId, ThreadId};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{sessions::append_error, threads};
+use super::{sessions::append_error, threads, views::View};
 use crate::{
     app::App,
     error::{Error, Result},
@@ -136,7 +136,7 @@ pub(crate) async fn session(
         )
         .await
         .map_err(append_error(session))?;
-    Ok(respond(app, watch, View::Session, wanted))
+    Ok(respond(app, watch, None, wanted))
 }
 
 /// The same stream under its first name.
@@ -169,7 +169,12 @@ pub(crate) async fn thread(
     headers: HeaderMap,
 ) -> Result<Response> {
     let wanted = Wanted::from(&query)?;
-    threads::find(&app, principal.workspace, session, thread).await?;
+    let record = threads::find(&app, principal.workspace, session, thread).await?;
+    let view = View::thread(thread, record.parent.is_none());
+    if record.status == "terminated" && record.parent.is_some() {
+        let last = app.store.thread_end(session, thread).await?;
+        return Ok(respond(app, Watch::Over(last), Some(view), wanted));
+    }
     let window = Duration::from_secs(app.config.server.stream_replay_window_seconds);
     let watch = app
         .engine
@@ -182,44 +187,7 @@ pub(crate) async fn thread(
         )
         .await
         .map_err(append_error(session))?;
-    Ok(respond(app, watch, View::Thread(thread), wanted))
-}
-
-#[derive(Debug, Clone, Copy)]
-enum View {
-    Session,
-    Thread(ThreadId),
-}
-
-impl View {
-    fn shows(self, row: &Row) -> bool {
-        match self {
-            Self::Session => row.on_session,
-            Self::Thread(thread) => row.thread == thread,
-        }
-    }
-
-    /// Child previews never reach the session's stream; today every thread is the primary one.
-    fn previews(self, of: ThreadId) -> bool {
-        match self {
-            Self::Session => true,
-            Self::Thread(thread) => of == thread,
-        }
-    }
-
-    fn ends(self, row: &Row) -> bool {
-        match self {
-            Self::Session => row.event_type == EventType::SessionStatusTerminated,
-            Self::Thread(thread) => {
-                row.thread == thread
-                    && matches!(
-                        row.event_type,
-                        EventType::SessionStatusTerminated
-                            | EventType::SessionThreadStatusTerminated
-                    )
-            }
-        }
-    }
+    Ok(respond(app, watch, Some(view), wanted))
 }
 
 /// Counts open streams.
@@ -242,26 +210,32 @@ impl Drop for Open {
 /// One connection.
 struct Reader {
     app: Arc<App>,
-    subscription: Option<Subscription>,
+    live: Option<(Subscription, View)>,
     last: Option<Bytes>,
-    view: View,
     wanted: Wanted,
     ping_at: Instant,
     over: bool,
     _open: Open,
 }
 
-fn respond(app: Arc<App>, watch: Watch, view: View, wanted: Wanted) -> Response {
+/// `view`: the session's own when there is none.
+fn respond(app: Arc<App>, watch: Watch, view: Option<View>, wanted: Wanted) -> Response {
     let ping = Duration::from_secs(app.config.server.heartbeat_seconds);
-    let (subscription, last) = match watch {
-        Watch::Live(subscription) => (Some(subscription), None),
-        Watch::Over(row) => (None, row.map(|row| frame(&row))),
+    let (live, last) = match watch {
+        Watch::Live {
+            subscription,
+            primary,
+        } => {
+            let view = view.unwrap_or(View::Session { primary });
+            (Some((subscription, view)), None)
+        }
+        // What ends a log names its thread by itself.
+        Watch::Over(row) => (None, row.map(|row| frame(&row, &row.body))),
     };
     let reader = Reader {
         app,
-        subscription,
+        live,
         last,
-        view,
         wanted,
         ping_at: Instant::now() + ping,
         over: false,
@@ -288,7 +262,7 @@ impl Reader {
         if self.over {
             return None;
         }
-        let Some(subscription) = &mut self.subscription else {
+        let Some((subscription, view)) = &mut self.live else {
             self.over = true;
             return self.last.take();
         };
@@ -308,18 +282,18 @@ impl Reader {
             };
             match item {
                 Ok(Item::Row(row)) => {
-                    if self.view.ends(&row) {
+                    if view.ends(&row) {
                         self.over = true;
                     }
-                    if self.view.shows(&row) {
-                        return Some(frame(&row));
+                    if view.shows(&row) {
+                        return Some(frame(&row, &view.body(&row)));
                     }
                     if self.over {
                         return None;
                     }
                 }
                 Ok(Item::Preview(preview)) => {
-                    if self.wanted.takes(preview.kind) && self.view.previews(preview.thread) {
+                    if self.wanted.takes(preview.kind) && view.previews(preview.thread) {
                         let name = match preview.kind {
                             PreviewKind::Delta => "event_delta",
                             PreviewKind::StartMessage | PreviewKind::StartThinking => "event_start",
@@ -348,13 +322,13 @@ impl Reader {
 }
 
 /// An event as a server-sent one. The position in its id tells the queued form from the processed one.
-fn frame(row: &Row) -> Bytes {
+fn frame(row: &Row, body: &str) -> Bytes {
     Bytes::from(format!(
         "event: {}\nid: {}.{}\ndata: {}\n\n",
         row.event_type.as_str(),
         row.id,
         row.seq,
-        row.body
+        body
     ))
 }
 

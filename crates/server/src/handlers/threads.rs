@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     events::{self, EventPage},
-    sessions,
+    sessions::{self, append_error},
+    views::View,
 };
 use crate::{
     app::App,
     error::{Error, Result},
-    extract::{Auth, Json, NoQuery, Path, Query},
+    extract::{Auth, Json, NoQuery, Path, Query, RequestId},
 };
 
 fn not_found(id: ThreadId) -> Error {
@@ -138,7 +139,8 @@ pub(crate) async fn get(
     )?))
 }
 
-/// Archives a child thread. The primary one lives as long as its session.
+/// Archives a child thread for good: it can be read, nothing else. The primary one lives as long as its
+/// session.
 #[utoipa::path(post, path = "/v1/sessions/{session_id}/threads/{thread_id}/archive",
     operation_id = "archive_thread", tag = "threads",
     params(("session_id" = String, Path), ("thread_id" = String, Path)),
@@ -146,18 +148,23 @@ pub(crate) async fn get(
 pub(crate) async fn archive(
     State(app): State<Arc<App>>,
     Auth(principal): Auth,
+    RequestId(request): RequestId,
     Path((session, thread)): Path<(SessionId, ThreadId)>,
     NoQuery: NoQuery,
 ) -> Result<Json<Thread>> {
-    let record = find(&app, principal.workspace, session, thread).await?;
-    if record.archived_at.is_some() {
-        return Ok(Json(render(record)?));
-    }
-    Err(ApiError::invalid(format!(
-        "thread `{thread}` is the session's primary thread and cannot be archived by itself; archive \
-         the session instead"
-    ))
-    .into())
+    find(&app, principal.workspace, session, thread).await?;
+    app.engine
+        .thread_archive(
+            principal.workspace,
+            session,
+            thread,
+            &principal.actor(&request),
+        )
+        .await
+        .map_err(append_error(session))?;
+    Ok(Json(render(
+        find(&app, principal.workspace, session, thread).await?,
+    )?))
 }
 
 #[derive(Debug, Clone, Deserialize, utoipa::IntoParams)]
@@ -181,7 +188,8 @@ pub(crate) async fn events(
     Path((session, thread)): Path<(SessionId, ThreadId)>,
     Query(query): Query<EventsQuery>,
 ) -> Result<Response> {
-    find(&app, principal.workspace, session, thread).await?;
+    let record = find(&app, principal.workspace, session, thread).await?;
+    let view = View::thread(thread, record.parent.is_none());
     let query = events::ListQuery::paged(query.limit, query.page);
-    events::page(&app, session, Some(thread), &query).await
+    events::page(&app, session, view, &query).await
 }

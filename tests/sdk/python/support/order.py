@@ -1,8 +1,8 @@
 """The order checker: one reading of the event log's grammar, applied to every log that any test makes.
 
 `check(events)` takes what `GET /v1/sessions/{id}/events` lists, oldest first, as plain dictionaries, and returns
-the violations as text, none for a legal log. It knows a session with one thread in full; events of child threads
-are only checked one by one.
+the violations as text, none for a legal log. Of a session with child threads it knows what the session's view shows
+of them: each comes, runs, rests and ends in order, and the session rests when none of them works.
 
 `check_stream(records)` takes what one connection saw and also checks the two forms of queued inputs, and previews.
 `dedupe(records)` gives the log that a stream implies, to be compared with the list.
@@ -26,6 +26,10 @@ INBOUND = {
 }
 QUEUEABLE = {"user.message", "user.interrupt", "user.tool_confirmation", "system.message"}
 CALLS = {"agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use"}
+MESSAGES = {
+    "agent.thread_message_sent": "to_session_thread_id",
+    "agent.thread_message_received": "from_session_thread_id",
+}
 RESULTS = {"agent.tool_result": "tool_use_id", "agent.mcp_tool_result": "mcp_tool_use_id"}
 OUTPUT = CALLS | {"agent.message", "agent.thinking"}
 THREAD_STATUS = {
@@ -140,6 +144,9 @@ class _Checker:
         self.since_output = False
         self.interrupted = False
         self.answered = False
+        # What the threads do, the primary one included, and whose the calls of children are.
+        self.threads: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
         # The open evaluation, and outcomes by id: the iteration they are at, None when they are over.
         self.evaluation: Event | None = None
         self.outcomes: dict[str, int | None] = {}
@@ -181,6 +188,71 @@ class _Checker:
                 self.bad("has no agent_name")
             if self.primary is None:
                 self.primary = thread
+            self.thread_status(name.removeprefix("session.thread_status_"), thread)
+        elif name == "session.thread_created":
+            if not isinstance(thread, str) or thread in self.threads:
+                self.bad(f"creates {thread!r}")
+            elif self.primary is None:
+                self.bad("comes before the primary thread has run")
+            if not isinstance(event.get("agent_name"), str) or "workflow_run_id" not in event:
+                self.bad("lacks agent_name or workflow_run_id")
+            self.threads[str(thread)] = "idle"
+        elif name in MESSAGES:
+            other = event.get(MESSAGES[name])
+            if self.threads.get(str(other)) in (None, "terminated") or other == self.primary:
+                self.bad(f"is exchanged with {other}, which is no child at this point")
+            if not event.get("content"):
+                self.bad("has no content")
+
+    def thread_status(self, status: str, thread: str) -> None:
+        known = self.threads.get(thread)
+        if known is None and thread != self.primary:
+            self.bad("is of a thread that was not created")
+        if known == "terminated":
+            self.bad("follows the end of its thread")
+        if status == "running" and known == "running":
+            self.bad("while running already")
+        if status == "rescheduled" and known != "running":
+            self.bad(f"while {known}")
+        self.threads[thread] = {"rescheduled": "rescheduling"}.get(status, status)
+
+    def others_work(self, thread: str | None) -> bool:
+        return any(status in ("running", "rescheduling") for each, status in self.threads.items() if each != thread)
+
+    def child(self, event: Event, after: Event | None) -> None:
+        """What the session's view shows of a child beside its status."""
+        name, thread = event["type"], event["session_thread_id"]
+        if name == "session.thread_status_idle":
+            self.idle_form(event)
+            reason = event["stop_reason"]
+            own = {identity for identity in self.waiting() if self.owners.get(identity) == thread}
+            if reason["type"] == "requires_action" and set(reason["event_ids"]) != own:
+                self.bad(f"lists {reason['event_ids']}, waiting are {sorted(own)}")
+            if reason["type"] != "requires_action":
+                self.drop(thread)
+        elif name == "session.thread_status_terminated":
+            self.drop(thread)
+            # A client may have archived it: then the session tells what it waits for now.
+            self.answered = True
+        elif name in CALLS:
+            self.owners[event["id"]] = thread
+            self.call(event)
+            if event["id"] not in self.waiting():
+                self.bad("is a child's call that waits for nobody")
+        elif name in ("user.tool_confirmation", "user.custom_tool_result", "user.tool_result"):
+            key = "custom_tool_use_id" if name == "user.custom_tool_result" else "tool_use_id"
+            if self.owners.get(str(event.get(key))) != thread:
+                self.bad(f"answers {event.get(key)}, which is no call of {thread}")
+            self.inbound(event, [])
+            # Its result is for the child's own view.
+            self.open.pop(str(event.get(key)), None)
+        elif name == "user.interrupt":
+            self.interrupted = True
+
+    def drop(self, thread: str) -> None:
+        """Calls of a thread that nobody will answer any more."""
+        for identity in [each for each, owner in self.owners.items() if owner == thread]:
+            self.open.pop(identity, None)
 
     def is_child(self, event: Event) -> bool:
         thread = event.get("session_thread_id")
@@ -217,8 +289,12 @@ class _Checker:
         self.thread(event)
         if self.status == "terminated":
             self.bad("follows the end of the session")
-        if self.is_child(event):
+        if name in MESSAGES or name == "session.thread_created":
             return
+        if self.is_child(event):
+            self.child(event, after)
+            return
+        many = len(self.threads) > 1
         if self.span and self.since_output and name not in OUTPUT and name != "span.model_request_end":
             self.bad("stands between the parts of one model response")
 
@@ -228,7 +304,8 @@ class _Checker:
             self.status = "running"
             self.expect(after, {"session.thread_status_running"})
         elif name == "session.thread_status_running":
-            self.expect(before, {"session.status_running"})
+            if not many:
+                self.expect(before, {"session.status_running"})
         elif name == "session.status_rescheduled":
             if self.status != "running":
                 self.bad(f"while {self.status}")
@@ -238,12 +315,16 @@ class _Checker:
                 self.bad("with a model request open")
             self.expect(after, {"session.thread_status_rescheduled"})
         elif name == "session.thread_status_rescheduled":
-            self.expect(before, {"session.status_rescheduled"})
+            if not many:
+                self.expect(before, {"session.status_rescheduled"})
         elif name == "session.thread_status_idle":
             self.idle_form(event)
-            self.expect(after, {"session.usage"})
+            if not self.others_work(self.primary):
+                # With a message for it, or one from a child that has just come, it begins again at once.
+                self.expect(after, {"session.usage", "session.thread_status_running"} if many else {"session.usage"})
         elif name == "session.usage":
-            self.expect(before, {"session.thread_status_idle"})
+            resting = {"session.thread_status_idle"}
+            self.expect(before, resting | {"session.thread_status_terminated", "user.interrupt"} if many else resting)
             self.expect(after, {"session.status_idle"})
             if not isinstance(event.get("usage"), dict):
                 self.bad("has no usage")
@@ -337,7 +418,9 @@ class _Checker:
         event = events[index]
         self.expect(events[index - 1] if index else None, {"session.usage"})
         twin = events[index - 2] if index >= 2 else None
-        if twin is not None and twin["type"] == "session.thread_status_idle":
+        if self.others_work(None):
+            self.bad(f"while threads work: {self.threads}")
+        if len(self.threads) == 1 and twin is not None and twin["type"] == "session.thread_status_idle":
             if twin.get("stop_reason") != event.get("stop_reason"):
                 self.bad(f"differs from its thread: {twin.get('stop_reason')} and {event.get('stop_reason')}")
         if self.span:
@@ -372,7 +455,8 @@ class _Checker:
             self.bad(f"carries {error!r}")
         if status not in ("retrying", "exhausted", "terminal"):
             self.bad(f"has the retry_status {status!r}")
-        if error.get("type") in HARMLESS_ERRORS:
+        if error.get("type") in HARMLESS_ERRORS or len(self.threads) > 1:
+            # With several threads it does not say whose it is.
             return
         if self.span:
             self.bad("with a model request open")

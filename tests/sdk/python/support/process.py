@@ -13,6 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 import httpx2
 
@@ -34,6 +35,16 @@ class Server:
     admin_key: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     directory: Path | None = None
+    # Starts the server's own process, and returns when it is ready.
+    serve: Callable[[], None] | None = None
+
+    def crash(self) -> None:
+        """Ends the server in the middle of whatever it does, and starts it again."""
+        assert self.serve is not None, "only a server that was started here"
+        process = self.processes.pop()
+        process.kill()
+        process.wait()
+        self.serve()
 
     def stop(self) -> None:
         for process in reversed(self.processes):
@@ -136,7 +147,7 @@ def start() -> Server:
     server = Server(url, "", "", "", mock_url, directory=directory)
 
     def run(name: str, *arguments: str) -> None:
-        log = open(directory / f"{name}.log", "wb")
+        log = open(directory / f"{name}.log", "ab")
         process = subprocess.Popen(
             [program, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=directory
         )
@@ -146,8 +157,13 @@ def start() -> Server:
         if not os.environ.get("SELFSAME_MOCK_URL"):
             run("mock", "mock", "--listen", f"127.0.0.1:{mock_port}")
         wait_ready(f"{mock_url}/_mock/gates", server, directory / "mock.log")
-        run("serve", "serve")
-        wait_ready(f"{url}/readyz", server, directory / "serve.log")
+
+        def serve() -> None:
+            run("serve", "serve")
+            wait_ready(f"{url}/readyz", server, directory / "serve.log")
+
+        server.serve = serve
+        serve()
 
         def key(workspace: str, scope: str) -> str:
             made = subprocess.run(

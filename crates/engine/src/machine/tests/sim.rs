@@ -14,9 +14,9 @@ use super::{super::fold::Placed, order};
 use crate::{
     change::{change, works},
     machine::{
-        BlockContent, CallResult, ErrorType, Failure, Input, InputKind, Machine, McpTool,
+        About, BlockContent, CallResult, ErrorType, Failure, Input, InputKind, Machine, McpTool,
         ModelUsage, NewCall, Next, Payload, Permission, Private, Response, ResponseBlock,
-        RetryStatus, Sequel, Step, StopReason, Verdict, Written,
+        RetryStatus, Sequel, Step, StopReason, Trouble, Verdict, Written,
     },
 };
 
@@ -488,6 +488,17 @@ fn parse(stored: &Stored) -> Payload {
             searches: private.searches,
             mcp: true,
         },
+        EventType::SessionError if body["error"]["credential_id"].is_string() => {
+            let error = &body["error"];
+            Payload::Trouble(Trouble {
+                error_type: serde_json::from_value(error["type"].clone()).unwrap(),
+                message: error["message"].as_str().unwrap().to_owned(),
+                about: About::Credential {
+                    credential: serde_json::from_value(error["credential_id"].clone()).unwrap(),
+                    vault: serde_json::from_value(error["vault_id"].clone()).unwrap(),
+                },
+            })
+        }
         EventType::SessionError => Payload::Error {
             error_type: serde_json::from_value(body["error"]["type"].clone()).unwrap(),
             message: body["error"]["message"].as_str().unwrap().to_owned(),
