@@ -247,7 +247,7 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("DELETE", "/v1/vaults/{vault_id}"): lambda world: {"path_parameters": {"vault_id": world.vault_id()}},
     ("POST", "/v1/vaults/{vault_id}/archive"): lambda world: {"path_parameters": {"vault_id": world.vault_id()}},
     ("POST", "/v1/vaults/{vault_id}/credentials"): lambda world: {"body": {"auth": OAUTH}},
-    ("GET", "/v1/vaults/{vault_id}/credentials"): lambda world: {"query": {"limit": 2, "include_archived": True}},
+    ("GET", "/v1/vaults/{vault_id}/credentials"): lambda world: {"query": {"limit": 2, "include_archived": "true"}},
     ("GET", "/v1/vaults/{vault_id}/credentials/{credential_id}"): lambda world: {},
     ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}"): lambda world: {
         "body": {"auth": {"type": "static_bearer", "token": "t2"}}
