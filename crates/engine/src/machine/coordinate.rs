@@ -337,6 +337,11 @@ impl Step<'_> {
     /// A child has come to rest: the primary thread hears of it, or the session rests, too.
     pub(super) fn after_child(&mut self, stop: StopReason) {
         let primary = self.machine.primary().id;
+        if self.machine.primary().status == Status::Running {
+            // It may have waited for nothing but an advisor, and beside that for a client.
+            self.settle(primary, &[]);
+            return;
+        }
         self.wake(primary);
         self.rest(stop);
     }

@@ -63,7 +63,7 @@ impl Step<'_> {
             // Answers to some of the calls: the client is told which are left.
             let left = self
                 .thread(thread)
-                .filter(|t| t.status == Status::Idle)
+                .filter(|t| t.status == Status::Idle && !t.is_interrupted())
                 .map(|t| t.waiting());
             if let Some(event_ids) = left.filter(|ids| !ids.is_empty()) {
                 let stop = StopReason::RequiresAction { event_ids };

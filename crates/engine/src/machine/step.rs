@@ -281,7 +281,8 @@ impl<'a> Step<'a> {
         let busy = state.status != Status::Running
             || state.request.is_some()
             || state.is_interrupted()
-            || state.calls.iter().any(|call| !call.is_waiting());
+            || state.calls.iter().any(|call| !call.is_waiting())
+            || state.is_primary() && self.machine.grading().is_some();
         if busy {
             return;
         }

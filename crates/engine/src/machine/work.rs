@@ -4,8 +4,8 @@ use selfsame_types::{EventId, ThreadId, Timestamp, event::Processed};
 use serde_json::value::RawValue;
 
 use super::{
-    About, Coordination, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Status,
-    Step, StopReason, Thread, Trouble, coordinate::Asked, payload::Permission,
+    About, Coordination, ErrorType, McpTool, ModelUsage, Payload, QueuedKind, RetryStatus, Role,
+    Status, Step, StopReason, Thread, Trouble, coordinate::Asked, payload::Permission,
 };
 
 /// A model's complete answer.
@@ -116,9 +116,11 @@ impl Step<'_> {
 
     /// Closes a request with its answer.
     pub fn finish_request(&mut self, thread: ThreadId, span: EventId, response: Response) {
-        if self.thread(thread).is_none_or(|t| t.request != Some(span)) {
+        let Some(state) = self.thread(thread).filter(|t| t.request == Some(span)) else {
             return;
-        }
+        };
+        // The primary thread waits for an advisor, so that waits for nobody.
+        let advisor = matches!(state.role, Role::Advisor { .. });
         let mut refused = Vec::new();
         let mut asked = Vec::new();
         let mut texts = Vec::new();
@@ -145,10 +147,16 @@ impl Step<'_> {
                     });
                     continue;
                 }
-                BlockContent::Call(call) => match call_payload(block.id, call, &mut refused) {
-                    Some(payload) => payload,
-                    None => continue,
-                },
+                BlockContent::Call(mut call) => {
+                    if advisor {
+                        let reason = "An advisor has no tools.".to_owned();
+                        call.verdict = Verdict::Refused { reason };
+                    }
+                    match call_payload(block.id, call, &mut refused) {
+                        Some(payload) => payload,
+                        None => continue,
+                    }
+                }
             };
             self.emit_as(block.id, thread, Processed::Now, &payload);
         }

@@ -138,6 +138,13 @@ impl Runner {
             }
         }
         self.last_seq = last.seq;
+        if self.transcripts.len() > self.machine.threads.len() {
+            // Nobody asks the model of a thread that is over.
+            self.transcripts
+                .retain(|thread, _| self.machine.thread(*thread).is_some());
+            self.specs
+                .retain(|thread, _| self.machine.thread(*thread).is_some());
+        }
         Ok(())
     }
 }

@@ -11,31 +11,31 @@ use crate::machine::{
     StopReason, Trouble,
 };
 
-const RUNNING: [&str; 2] = ["session.status_running", "session.thread_status_running"];
-const IDLE: [&str; 3] = [
+pub(super) const RUNNING: [&str; 2] = ["session.status_running", "session.thread_status_running"];
+pub(super) const IDLE: [&str; 3] = [
     "session.thread_status_idle",
     "session.usage",
     "session.status_idle",
 ];
-const RESCHEDULED: [&str; 3] = [
+pub(super) const RESCHEDULED: [&str; 3] = [
     "session.error",
     "session.status_rescheduled",
     "session.thread_status_rescheduled",
 ];
-const MESSAGE: [&str; 2] = ["user.message (queued)", "user.message"];
-const INTERRUPT: [&str; 2] = ["user.interrupt (queued)", "user.interrupt"];
-const START: &str = "span.model_request_start";
-const END: &str = "span.model_request_end";
+pub(super) const MESSAGE: [&str; 2] = ["user.message (queued)", "user.message"];
+pub(super) const INTERRUPT: [&str; 2] = ["user.interrupt (queued)", "user.interrupt"];
+pub(super) const START: &str = "span.model_request_start";
+pub(super) const END: &str = "span.model_request_end";
 
 /// Follows a session's log from one look to the next.
-struct Story {
-    sim: Sim,
-    seen: usize,
+pub(super) struct Story {
+    pub sim: Sim,
+    pub seen: usize,
 }
 
 impl Story {
     /// A session whose first message is about to be answered.
-    fn begun() -> Self {
+    pub fn begun() -> Self {
         let mut story = Self::new();
         story.send(&[message("hello")]);
         let begin = [&[MESSAGE[0]], &RUNNING[..], &[MESSAGE[1]]].concat();
@@ -43,7 +43,7 @@ impl Story {
         story
     }
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             sim: Sim::new(),
             seen: 0,
@@ -52,18 +52,18 @@ impl Story {
 
     /// What was appended since the last look.
     #[track_caller]
-    fn expect(&mut self, names: &[&str]) {
+    pub fn expect(&mut self, names: &[&str]) {
         assert_eq!(self.sim.names(self.seen), names);
         self.seen = self.sim.log.len();
     }
 
     #[track_caller]
-    fn send(&mut self, inputs: &[Input]) {
+    pub fn send(&mut self, inputs: &[Input]) {
         self.sim.send(inputs).unwrap();
     }
 
     #[track_caller]
-    fn refused(&mut self, inputs: &[Input]) -> String {
+    pub fn refused(&mut self, inputs: &[Input]) -> String {
         let error = self.sim.send(inputs).unwrap_err();
         assert_eq!(error.kind.status(), 400);
         self.expect(&[]);
@@ -72,12 +72,12 @@ impl Story {
 
     /// The first request, answered with these blocks.
     #[track_caller]
-    fn respond(&mut self, blocks: Vec<BlockContent>) -> Vec<EventId> {
+    pub fn respond(&mut self, blocks: Vec<BlockContent>) -> Vec<EventId> {
         self.sim.ask();
         self.sim.respond(blocks, Sequel::EndTurn)
     }
 
-    fn last(&self, name: &str) -> Value {
+    pub fn last(&self, name: &str) -> Value {
         let mut bodies = self.sim.bodies();
         bodies.reverse();
         let found = bodies.into_iter().find(|body| body["type"] == name);
@@ -85,7 +85,7 @@ impl Story {
     }
 
     /// Calls that the runner may execute now.
-    fn runnable(&self) -> Vec<EventId> {
+    pub fn runnable(&self) -> Vec<EventId> {
         self.sim
             .machine
             .next()
@@ -97,7 +97,7 @@ impl Story {
             .collect()
     }
 
-    fn stop(&self) -> Value {
+    pub fn stop(&self) -> Value {
         let session = self.last("session.status_idle");
         assert_eq!(
             session["stop_reason"],
@@ -107,7 +107,7 @@ impl Story {
     }
 
     #[track_caller]
-    fn waits_for(&self, calls: &[EventId]) {
+    pub fn waits_for(&self, calls: &[EventId]) {
         assert_eq!(
             self.stop(),
             json!({"type": "requires_action", "event_ids": calls})
@@ -116,12 +116,12 @@ impl Story {
     }
 
     #[track_caller]
-    fn ended(&self) {
+    pub fn ended(&self) {
         assert_eq!(self.stop(), json!({"type": "end_turn"}));
         assert_eq!(self.sim.machine.status, Status::Idle);
     }
 
-    fn result_text(&self) -> String {
+    pub fn result_text(&self) -> String {
         let result = self.last("agent.tool_result");
         result["content"][0]["text"].as_str().unwrap().to_owned()
     }
