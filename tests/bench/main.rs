@@ -23,6 +23,7 @@ mod floor;
 mod load;
 mod report;
 mod tap;
+mod webhooks;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -127,6 +128,9 @@ impl Bench {
         }
         if wants("door") {
             door::door(self).await?;
+        }
+        if wants("webhooks") {
+            webhooks::webhooks(self).await?;
         }
         if wants("throughput") {
             load::throughput(self).await?;

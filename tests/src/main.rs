@@ -1,5 +1,6 @@
 //! Black-box tests of the `selfsame` binary: real processes, a database each, a scripted model.
 
+mod canary;
 mod client;
 mod containers;
 mod content;
@@ -9,6 +10,7 @@ mod escape;
 mod lifecycle;
 mod outcomes;
 mod programs;
+mod receiver;
 mod repositories;
 mod rotation;
 mod sandboxes;
@@ -19,5 +21,6 @@ mod skills;
 mod standins;
 mod stream;
 mod web;
+mod webhooks;
 mod workbench;
 mod world;

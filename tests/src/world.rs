@@ -50,6 +50,11 @@ impl World {
         })
     }
 
+    /// Where the scripted model and the scripted OAuth server are.
+    pub fn mock_url(&self) -> &str {
+        self.mock.url()
+    }
+
     /// A path in the test's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

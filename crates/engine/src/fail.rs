@@ -29,6 +29,8 @@ pub const POINTS: &[&str] = &[
     "after_verdict_commit",
     "before_sandbox_create",
     "after_sandbox_create",
+    "after_webhook_claim",
+    "after_webhook_answer",
 ];
 
 /// Arms one point. An unknown name is an error, so that no test waits for nothing.

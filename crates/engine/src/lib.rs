@@ -37,6 +37,7 @@ mod threads;
 mod transcript;
 pub mod vaults;
 mod web;
+pub mod webhooks;
 mod workbench;
 
 use std::{sync::Arc, time::Duration};
@@ -65,6 +66,7 @@ use crate::{
     runners::Runners,
     sandboxes::Sandboxes,
     vaults::{Vaults, VaultsConfig},
+    webhooks::{Deliverer, Webhooks},
     workbench::Workbench,
 };
 
@@ -97,6 +99,7 @@ pub struct Parts {
     pub door: Door,
     pub web: Web,
     pub mcp: Mcp,
+    pub webhooks: Webhooks,
     pub vaults: VaultsConfig,
 }
 
@@ -119,6 +122,8 @@ pub(crate) struct Inner {
     pub images: Arc<Images>,
     pub web: Web,
     pub mcp: Mcp,
+    pub webhooks: Webhooks,
+    deliverer: Deliverer,
     pub vaults: Vaults,
     pub content: content::Cache,
     runners: Runners,
@@ -139,6 +144,7 @@ impl Engine {
             door,
             web,
             mcp,
+            webhooks,
             vaults,
         } = parts;
         let server = ServerId::new();
@@ -181,6 +187,15 @@ impl Engine {
                 images,
                 web,
                 mcp,
+                deliverer: Deliverer::new(
+                    webhooks.clone(),
+                    store.clone(),
+                    server,
+                    (config.lease_ttl, config.drain),
+                    tasks.clone(),
+                    shutdown.clone(),
+                ),
+                webhooks,
                 vaults,
                 content: content::Cache::default(),
                 runners: Runners::default(),
@@ -204,6 +219,12 @@ impl Engine {
     #[must_use]
     pub fn installs_packages(&self) -> bool {
         self.inner.sandboxes.makes_images()
+    }
+
+    /// How webhooks are delivered.
+    #[must_use]
+    pub fn webhooks(&self) -> &Webhooks {
+        &self.inner.webhooks
     }
 
     /// Models that sessions may use.

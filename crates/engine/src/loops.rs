@@ -50,6 +50,7 @@ pub(crate) async fn start(inner: &Arc<Inner>) -> Result<(), selfsame_store::Stor
     spawn(inner, |inner| async move { purge(&inner).await });
     spawn(inner, |inner| async move { contents(&inner).await });
     spawn(inner, |inner| async move { credentials(&inner).await });
+    inner.deliverer.start();
     Ok(())
 }
 
@@ -69,7 +70,7 @@ where
 }
 
 /// Up to a quarter more than `period`, so that servers do not act in step.
-fn jittered(period: Duration) -> Duration {
+pub(crate) fn jittered(period: Duration) -> Duration {
     period + period.mul_f64(rand::random::<f64>() / 4.0)
 }
 
@@ -343,6 +344,17 @@ async fn purge(inner: &Inner) {
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot purge deleted sessions");
+                    break;
+                }
+            }
+        }
+        loop {
+            let retention = inner.webhooks.config.retention;
+            match inner.store.webhook_purge(retention, PURGE_CHUNK).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot purge old deliveries of webhooks");
                     break;
                 }
             }

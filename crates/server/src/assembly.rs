@@ -5,11 +5,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use ipnet::IpNet;
 use selfsame_engine::{
     Engine, EngineConfig, FetchLimits, ImagesConfig, Mcp, McpConfig, Parts, SandboxConfig,
     SearchConfig, Web, WebConfig,
     door::{Authority, Door, DoorConfig, RepositoryHost},
     vaults::VaultsConfig,
+    webhooks::{UrlRules, WebhookBackoff, Webhooks, WebhooksConfig},
 };
 use selfsame_model::{
     AnthropicConfig, AnthropicProvider, ModelError, ModelInfo, Models, Provider, Request,
@@ -52,6 +54,7 @@ pub async fn engine(
             door,
             web: web(config)?,
             mcp: mcp(config)?,
+            webhooks: webhooks(config)?,
             vaults: vaults(config)?,
         },
         engine_config,
@@ -211,12 +214,18 @@ pub fn models(config: &Model) -> Models {
 /// # Errors
 /// When `net.extra_ca_file` cannot be used.
 pub fn policy(net: &Net) -> anyhow::Result<Policy> {
+    policy_with(net, &[])
+}
+
+/// The same with more private ranges.
+fn policy_with(net: &Net, ranges: &[IpNet]) -> anyhow::Result<Policy> {
     let hosts = net.hosts.iter().map(|host| StaticHost {
         name: host.name.0.clone(),
         address: host.address.ip,
         port: host.address.port,
     });
-    let policy = Policy::new(net.allowed_ranges.clone(), &extra_ca(net)?)
+    let allowed = [net.allowed_ranges.as_slice(), ranges].concat();
+    let policy = Policy::new(allowed, &extra_ca(net)?)
         .context("net.extra_ca_file")?
         .with_hosts(hosts.collect());
     Ok(policy)
@@ -285,6 +294,44 @@ pub fn web(config: &Config) -> anyhow::Result<Web> {
 pub fn vaults(config: &Config) -> anyhow::Result<VaultsConfig> {
     let cache = Duration::from_secs(config.vaults.cache_seconds);
     VaultsConfig::new(&policy(&config.net)?, cache).context("vaults")
+}
+
+/// Where webhooks may be delivered.
+///
+/// # Errors
+/// When `net.extra_ca_file` cannot be used.
+pub fn webhook_rules(config: &Config) -> anyhow::Result<UrlRules> {
+    Ok(UrlRules {
+        policy: policy_with(&config.net, &config.webhooks.allowed_ranges)?,
+        allow_http: config.webhooks.allow_http,
+    })
+}
+
+/// Deliveries of webhooks.
+///
+/// # Errors
+/// When a client cannot be built.
+pub fn webhooks(config: &Config) -> anyhow::Result<Webhooks> {
+    let settings = &config.webhooks;
+    let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+    Webhooks::new(WebhooksConfig {
+        rules: webhook_rules(config)?,
+        attempts: settings.attempts,
+        backoff: WebhookBackoff {
+            shortest: seconds(settings.backoff_min_seconds),
+            longest: seconds(settings.backoff_max_seconds),
+        },
+        timeout: seconds(settings.timeout_seconds),
+        concurrency: settings.concurrency as usize,
+        concurrency_per_endpoint: settings.concurrency_per_endpoint as usize,
+        disable_after: (
+            seconds(settings.disable_after_seconds),
+            settings.disable_after_failures,
+        ),
+        secret_overlap: seconds(settings.secret_overlap_seconds),
+        retention: days(settings.retention_days),
+    })
+    .context("webhooks")
 }
 
 fn extra_ca(net: &Net) -> anyhow::Result<Vec<Vec<u8>>> {

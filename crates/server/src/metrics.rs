@@ -33,6 +33,41 @@ pub fn install() {
             "Time until the response head, by route."
         );
         metrics::describe_gauge!("http_connections", "Open connections.");
+        metrics::describe_counter!(
+            "selfsame_webhook_attempts_total",
+            "Attempts to deliver a webhook by this server, by outcome."
+        );
+        metrics::describe_histogram!(
+            "selfsame_webhook_attempt_duration_seconds",
+            metrics::Unit::Seconds,
+            "Time that an attempt took."
+        );
+        metrics::describe_histogram!(
+            "selfsame_webhook_lag_seconds",
+            metrics::Unit::Seconds,
+            "From an event to the attempt that delivered it."
+        );
+        metrics::describe_counter!(
+            "selfsame_webhook_endpoints_disabled_total",
+            "Endpoints that this server has disabled."
+        );
+        metrics::describe_gauge!(
+            "selfsame_webhook_backlog",
+            "Deliveries of all servers that are due or under way."
+        );
+        metrics::describe_gauge!(
+            "selfsame_webhook_waiting",
+            "Deliveries of all servers that wait for their next attempt."
+        );
+        metrics::describe_gauge!(
+            "selfsame_webhook_oldest_seconds",
+            metrics::Unit::Seconds,
+            "For how long the first delivery that nobody has begun has been due."
+        );
+        metrics::describe_gauge!(
+            "selfsame_webhook_endpoints_disabled",
+            "Endpoints that are disabled."
+        );
         Some(handle)
     });
 }

@@ -22,6 +22,8 @@ use crate::{
 
 /// What clients must send on the managed agents' paths.
 pub const BETA: &str = "managed-agents-2026-04-01";
+/// What they must send on the paths of the organization's webhooks.
+pub const WEBHOOKS_BETA: &str = "webhooks-2026-10-07";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const ORGANIZATION_ID: HeaderName = HeaderName::from_static("anthropic-organization-id");
@@ -189,25 +191,25 @@ fn admit(app: &App, principal: &Principal, request: &Request) -> Result<(), ApiE
         ));
     }
     if app.config.server.require_beta_header
-        && needs_beta(request.uri().path())
-        && !lists_beta(request.headers(), BETA)
+        && let Some(beta) = needs_beta(request.uri().path())
+        && !lists_beta(request.headers(), beta)
     {
         return Err(ApiError::new(
             ErrorKind::NotFound,
-            format!("Not found: managed agents need the header `anthropic-beta: {BETA}`"),
+            format!("Not found: this path needs the header `anthropic-beta: {beta}`"),
         ));
     }
     Ok(())
 }
 
-fn needs_beta(path: &str) -> bool {
-    let resource = path
-        .strip_prefix("/v1/")
-        .and_then(|rest| rest.split('/').next());
-    matches!(
-        resource,
-        Some("agents" | "environments" | "sessions" | "vaults")
-    )
+/// The name that a path's clients must list, if there is one.
+pub(crate) fn needs_beta(path: &str) -> Option<&'static str> {
+    let mut segments = path.strip_prefix("/v1/")?.split('/');
+    match (segments.next()?, segments.next()) {
+        ("agents" | "environments" | "sessions" | "vaults", _) => Some(BETA),
+        ("organizations", Some("webhooks")) => Some(WEBHOOKS_BETA),
+        _ => None,
+    }
 }
 
 /// Whether one of the header's lines lists this name. Other names are none of our business.
@@ -254,10 +256,21 @@ mod tests {
             "/v1/sessions/x/events",
             "/v1/vaults",
         ] {
-            assert!(needs_beta(path), "{path}");
+            assert_eq!(needs_beta(path), Some(BETA), "{path}");
         }
-        for path in ["/v1/models", "/v1/agentsx", "/healthz", "/v1/files"] {
-            assert!(!needs_beta(path), "{path}");
+        for path in [
+            "/v1/models",
+            "/v1/agentsx",
+            "/healthz",
+            "/v1/files",
+            "/v1/organizations/x",
+            "/v1/webhook_endpoints",
+        ] {
+            assert_eq!(needs_beta(path), None, "{path}");
         }
+        assert_eq!(
+            needs_beta("/v1/organizations/webhooks/whep_01"),
+            Some(WEBHOOKS_BETA)
+        );
     }
 }

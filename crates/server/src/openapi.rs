@@ -12,7 +12,7 @@ use utoipa::{
     },
 };
 
-use crate::middleware::BETA;
+use crate::middleware::needs_beta;
 
 /// The body of every error.
 #[derive(Debug, ToSchema)]
@@ -110,22 +110,15 @@ impl Modify for Base {
 pub(crate) fn complete(document: &mut openapi::OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let has_id = path.contains('{');
-        let managed = [
-            "/v1/agents",
-            "/v1/environments",
-            "/v1/sessions",
-            "/v1/vaults",
-        ]
-        .iter()
-        .any(|prefix| path.starts_with(prefix));
+        let beta = needs_beta(path);
         for (method, operation) in [
             (HttpMethod::Get, &mut item.get),
             (HttpMethod::Post, &mut item.post),
             (HttpMethod::Delete, &mut item.delete),
         ] {
             let Some(operation) = operation else { continue };
-            if managed {
-                add_beta(operation);
+            if let Some(name) = beta {
+                add_beta(operation, name);
             }
             for (prefix, name) in OLDER {
                 if path.starts_with(prefix) {
@@ -143,7 +136,7 @@ pub(crate) fn complete(document: &mut openapi::OpenApi) {
             if method != HttpMethod::Get {
                 kinds.push(ErrorKind::Conflict);
             }
-            if has_id || managed {
+            if has_id || beta.is_some() {
                 kinds.push(ErrorKind::NotFound);
             }
             if operation.request_body.is_some() {
@@ -186,10 +179,10 @@ fn add_older(operation: &mut Operation, name: &str) {
         .push(parameter.into());
 }
 
-fn add_beta(operation: &mut Operation) {
+fn add_beta(operation: &mut Operation, name: &str) {
     let schema = ObjectBuilder::new()
         .schema_type(Type::String)
-        .enum_values(Some([BETA]));
+        .enum_values(Some([name]));
     let parameter = ParameterBuilder::new()
         .name("anthropic-beta")
         .parameter_in(ParameterIn::Header)

@@ -20,7 +20,7 @@ use crate::{
     extract::json_response,
     handlers::{
         agents, environments, events, files, models, operations, resources, sessions, skills,
-        streams, threads, vaults,
+        streams, threads, vaults, webhooks,
     },
     middleware, openapi, unread,
 };
@@ -78,6 +78,24 @@ fn api() -> OpenApiRouter<Arc<App>> {
         ))
         .routes(routes!(vaults::credentials::archive))
         .routes(routes!(vaults::credentials::validate))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::regenerate_signing_secret))
+        .routes(routes!(webhooks::test_event))
+        .routes(routes!(webhooks::deliveries::list))
+        .routes(routes!(webhooks::deliveries::get))
+        .routes(routes!(webhooks::deliveries::redeliver))
+        .routes(routes!(webhooks::deliveries::redeliver_since))
+        .routes(routes!(
+            webhooks::organization::create,
+            webhooks::organization::list
+        ))
+        .routes(routes!(
+            webhooks::organization::get,
+            webhooks::organization::update,
+            webhooks::organization::delete
+        ))
+        .routes(routes!(webhooks::organization::regenerate_signing_secret))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
 }
@@ -125,13 +143,12 @@ async fn openapi_json() -> Response {
 
 /// Parts of the API that this server does not offer: the first segment below `/v1`, or the third one below
 /// a session or an environment, and what a person calls it.
-const NOT_OFFERED: [(&str, &str); 9] = [
+const NOT_OFFERED: [(&str, &str); 8] = [
     ("memory_stores", "memory stores"),
     ("deployments", "deployments"),
     ("deployment_runs", "deployments"),
     ("dreams", "dreams"),
     ("tunnels", "tunnels"),
-    ("webhooks", "webhooks"),
     ("user_profiles", "user profiles"),
     ("organizations", "the management of organizations"),
     ("environments/*/work", "self-hosted workers"),
@@ -168,7 +185,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         for (path, what) in [
-            ("/v1/webhooks", Some("webhooks")),
+            (
+                "/v1/organizations/api_keys",
+                Some("the management of organizations"),
+            ),
             (
                 "/v1/memory_stores/memstore_01/memories",
                 Some("memory stores"),

@@ -113,6 +113,7 @@ impl TestApp {
                 door,
                 web: assembly::web(&config).unwrap(),
                 mcp: assembly::mcp(&config).unwrap(),
+                webhooks: assembly::webhooks(&config).unwrap(),
                 vaults: assembly::vaults(&config).unwrap(),
             },
             settings,

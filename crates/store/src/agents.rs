@@ -4,6 +4,7 @@ use selfsame_types::{
     AgentId, Position, Timestamp, WorkspaceId,
     agent::{Agent, AgentConfig},
     multiagent::{Members, Reference},
+    webhook::{WebhookEvent, WebhookEventType},
 };
 use sqlx::PgExecutor;
 use uuid::Uuid;
@@ -68,8 +69,10 @@ impl Store {
         id: AgentId,
         config: AgentConfig,
     ) -> Result<Agent, StoreError> {
+        let told = [WebhookEvent::new(WebhookEventType::AgentCreated, id)];
+        let happened = self.happened(workspace, &told).await?;
         // One statement, one commit.
-        let at = sqlx::query_scalar!(
+        let row = sqlx::query!(
             r#"
             WITH
                 now AS MATERIALIZED (SELECT clock_timestamp() AS at),
@@ -79,14 +82,17 @@ impl Store {
                 )
             INSERT INTO agent_versions (agent_id, version, config, created_at)
             SELECT $1, 1, $3, at FROM now
-            RETURNING created_at
+            RETURNING created_at, webhook_emit($2, created_at, $4) AS hooked
             "#,
             id.0,
             workspace.0,
             write(&config),
+            happened as _,
         )
         .fetch_one(&self.pool)
         .await?;
+        self.emitted(row.hooked);
+        let at = row.created_at;
         Ok(Agent::new(id, 1, config, time(at), time(at), None))
     }
 
@@ -178,7 +184,9 @@ impl Store {
         if let Some(multiagent) = &mut config.multiagent {
             multiagent.pin_self(id, version);
         }
-        let at = sqlx::query_scalar!(
+        let told = [WebhookEvent::new(WebhookEventType::AgentUpdated, id)];
+        let happened = self.happened(workspace, &told).await?;
+        let row = sqlx::query!(
             r#"
             WITH saved AS (
                 INSERT INTO agent_versions (agent_id, version, config) VALUES ($1, $2, $3)
@@ -187,16 +195,20 @@ impl Store {
             UPDATE agents SET current_version = $2, updated_at = saved.created_at
             FROM saved
             WHERE id = $1
-            RETURNING updated_at
+            RETURNING updated_at, webhook_emit($4, updated_at, $5) AS hooked
             "#,
             id.0,
             version,
             write(&config),
+            workspace.0,
+            happened as _,
         )
         .fetch_one(&mut *tx)
         .await
         .map_err(StoreError::from)?;
         tx.commit().await.map_err(StoreError::from)?;
+        self.emitted(row.hooked);
+        let at = row.updated_at;
         Ok(Some(Agent::new(
             id,
             version,
@@ -213,18 +225,23 @@ impl Store {
         workspace: WorkspaceId,
         id: AgentId,
     ) -> Result<Option<Agent>, StoreError> {
-        sqlx::query!(
+        let told = [WebhookEvent::new(WebhookEventType::AgentArchived, id)];
+        let happened = self.happened(workspace, &told).await?;
+        let hooked = sqlx::query_scalar!(
             r#"
             WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
             UPDATE agents SET archived_at = now.at, updated_at = now.at
             FROM now
             WHERE workspace_id = $1 AND id = $2 AND archived_at IS NULL
+            RETURNING webhook_emit($1, now.at, $3)
             "#,
             workspace.0,
             id.0,
+            happened as _,
         )
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
+        self.emitted(hooked.flatten());
         self.agent_get(workspace, id, None).await
     }
 

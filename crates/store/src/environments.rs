@@ -5,10 +5,11 @@ use selfsame_types::{
     environment::{
         Environment, EnvironmentConfig, EnvironmentScope, EnvironmentSpec, EnvironmentType,
     },
+    webhook::{WebhookEvent, WebhookEventType},
 };
 use uuid::Uuid;
 
-use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time};
+use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time, webhooks::emit};
 
 /// The constraint that keeps names of live environments apart.
 pub const ENVIRONMENT_NAME_KEY: &str = "environments_name_key";
@@ -78,24 +79,39 @@ impl Store {
         workspace: WorkspaceId,
         spec: EnvironmentSpec,
     ) -> Result<Environment, StoreError> {
-        sqlx::query_as!(
-            Row,
+        let id = EnvironmentId::new();
+        let told = [WebhookEvent::new(WebhookEventType::EnvironmentCreated, id)];
+        let happened = self.happened(workspace, &told).await?;
+        let (config, metadata) = (write(&spec.config), write(&spec.metadata));
+        let made = sqlx::query!(
             r#"
             WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
             INSERT INTO environments
                 (id, workspace_id, name, description, config, metadata, created_at, updated_at)
             SELECT $1, $2, $3, $4, $5, $6, at, at FROM now
-            RETURNING id, name, description, config, metadata, created_at, updated_at, archived_at
+            RETURNING created_at, webhook_emit($2, created_at, $7) AS hooked
             "#,
-            EnvironmentId::new().0,
+            id.0,
             workspace.0,
             spec.name,
             spec.description,
-            write(&spec.config),
-            write(&spec.metadata),
+            config,
+            metadata,
+            happened as _,
         )
         .fetch_one(&self.pool)
-        .await?
+        .await?;
+        self.emitted(made.hooked);
+        Row {
+            id: id.0,
+            name: spec.name,
+            description: spec.description,
+            config,
+            metadata,
+            created_at: made.created_at,
+            updated_at: made.created_at,
+            archived_at: None,
+        }
         .try_into()
     }
 
@@ -168,7 +184,10 @@ impl Store {
         .fetch_one(&mut *tx)
         .await
         .map_err(StoreError::from)?;
+        let told = [WebhookEvent::new(WebhookEventType::EnvironmentUpdated, id)];
+        let hooked = emit(&mut tx, self, workspace, Some(time(row.updated_at)), &told).await?;
         tx.commit().await.map_err(StoreError::from)?;
+        self.emitted(hooked);
         Ok(Some(row.try_into()?))
     }
 
@@ -178,18 +197,23 @@ impl Store {
         workspace: WorkspaceId,
         id: EnvironmentId,
     ) -> Result<Option<Environment>, StoreError> {
-        sqlx::query!(
+        let told = [WebhookEvent::new(WebhookEventType::EnvironmentArchived, id)];
+        let happened = self.happened(workspace, &told).await?;
+        let hooked = sqlx::query_scalar!(
             r#"
             WITH now AS MATERIALIZED (SELECT clock_timestamp() AS at)
             UPDATE environments SET archived_at = now.at, updated_at = now.at
             FROM now
             WHERE workspace_id = $1 AND id = $2 AND archived_at IS NULL AND deleted_at IS NULL
+            RETURNING webhook_emit($1, now.at, $3)
             "#,
             workspace.0,
             id.0,
+            happened as _,
         )
-        .execute(&self.pool)
+        .fetch_optional(&self.pool)
         .await?;
+        self.emitted(hooked.flatten());
         self.environment_get(workspace, id).await
     }
 
@@ -216,21 +240,25 @@ impl Store {
         if found.is_none() {
             return Ok(Deletion::NotFound);
         }
-        let deleted = sqlx::query!(
+        let told = [WebhookEvent::new(WebhookEventType::EnvironmentDeleted, id)];
+        let happened = self.happened(workspace, &told).await?;
+        let deleted = sqlx::query_scalar!(
             r#"
             UPDATE environments SET deleted_at = clock_timestamp()
             WHERE id = $1 AND NOT EXISTS (
                 SELECT 1 FROM sessions WHERE environment_id = $1 AND deleted_at IS NULL
             )
+            RETURNING webhook_emit($2, deleted_at, $3)
             "#,
             id.0,
+            workspace.0,
+            happened as _,
         )
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        if deleted == 0 {
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(hooked) = deleted else {
             return Ok(Deletion::InUse);
-        }
+        };
         audit(
             &mut *tx,
             Audit {
@@ -243,6 +271,7 @@ impl Store {
         )
         .await?;
         tx.commit().await?;
+        self.emitted(hooked);
         Ok(Deletion::Deleted)
     }
 

@@ -24,6 +24,7 @@ mod sessions;
 mod skills;
 mod threads;
 mod vaults;
+mod webhooks;
 
 pub use agents::AgentFilter;
 pub use blobs::{Blob, BlobError, Blobs, GRACE, PlaceError, S3, SweepError};
@@ -57,6 +58,12 @@ pub use threads::ThreadRecord;
 pub use vaults::{
     CREDENTIAL_KEY, CredentialRefresh, OpenCredential, RefreshState, RefreshedTokens, VaultFilter,
 };
+pub use webhooks::{
+    ClaimLimits, ClaimedDelivery, DeliveryFilter, DeliveryResult, ENDPOINT_LIMIT, EndpointPage,
+    EndpointStart, NewSecret, Outcome, WebhookBacklog, WebhookOwner, WebhookRefusal, WebhookTarget,
+};
+
+use std::sync::Arc;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
@@ -70,6 +77,7 @@ pub struct Store {
     sealer: Option<Sealer>,
     blobs: Blobs,
     file_limits: FileLimits,
+    webhooks: Arc<webhooks::Shared>,
 }
 
 impl Store {
@@ -98,6 +106,7 @@ impl Store {
             sealer: None,
             blobs: Blobs::none(),
             file_limits: FileLimits::default(),
+            webhooks: Arc::default(),
         }
     }
 

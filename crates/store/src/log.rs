@@ -14,7 +14,7 @@ use selfsame_types::{
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::{Actor, Audit, Store, StoreError, keys::audit, resources, time};
+use crate::{Actor, Audit, Store, StoreError, keys::audit, resources, time, webhooks};
 
 /// No pool is larger.
 const BROKEN_CONNECTIONS: u32 = 100;
@@ -37,6 +37,7 @@ pub enum Guard {
 pub struct Head {
     pub session: SessionId,
     pub workspace: WorkspaceId,
+    pub primary: ThreadId,
     /// The database's clock, and never before an earlier event of this session.
     pub now: Timestamp,
     pub last_seq: i64,
@@ -220,8 +221,10 @@ impl Store {
         if !change.spawned.is_empty() {
             insert_threads(&mut tx, &head, &change.spawned).await?;
         }
-        // One statement, one round trip: the events, their threads, the state.
-        sqlx::query!(
+        let told = webhooks::of_session(session, head.primary, &change.events, change.end);
+        let happened = self.happened(head.workspace, &told).await?;
+        // One statement, one round trip: the events, their threads, the state, the outbox.
+        let hooked = sqlx::query_scalar!(
             r#"
             WITH appended AS (
                 INSERT INTO events (session_id, seq, event_id, thread_id, on_session, type,
@@ -251,6 +254,7 @@ impl Store {
                 accepted_seq = CASE WHEN $27 THEN last_seq ELSE accepted_seq END,
                 accepted_at = CASE WHEN $27 THEN $2 ELSE accepted_at END
             WHERE session_id = $1
+            RETURNING webhook_emit($28, $2, $29)
             "#,
             session.0,
             jiff_sqlx::Timestamp::from(head.now.inner()) as _,
@@ -289,8 +293,10 @@ impl Store {
                 .map(|at| jiff_sqlx::Timestamp::from(at.inner())) as _,
             change.touched,
             change.accepted,
+            head.workspace.0,
+            happened as _,
         )
-        .execute(&mut *tx)
+        .fetch_one(&mut *tx)
         .await?;
         if let Some(cold) = &change.cold {
             sqlx::query!(
@@ -386,6 +392,7 @@ impl Store {
                 return Err(error.into());
             }
         }
+        self.emitted(hooked);
         Ok(Some(Appended {
             rows,
             epoch,
@@ -413,6 +420,7 @@ impl Store {
         let mut head = Head {
             session,
             workspace: WorkspaceId(row.workspace_id),
+            primary: ThreadId(row.primary_thread),
             now: time(row.now).max(time(row.last_processed_at)),
             last_seq: row.last_seq,
             machine: row.machine,
@@ -449,7 +457,7 @@ impl Store {
         let row = sqlx::query_as!(
             LockedRow,
             r#"
-            SELECT workspace_id, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
+            SELECT workspace_id, primary_thread, clock_timestamp() AS "now!: jiff_sqlx::Timestamp",
                    last_processed_at, last_seq, machine, queued, owner, epoch, unclean
             FROM session_state
             WHERE session_id = $1
@@ -500,6 +508,7 @@ impl Store {
 
 struct LockedRow {
     workspace_id: Uuid,
+    primary_thread: Uuid,
     now: jiff_sqlx::Timestamp,
     last_processed_at: jiff_sqlx::Timestamp,
     last_seq: i64,

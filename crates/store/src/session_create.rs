@@ -2,7 +2,10 @@
 
 use selfsame_types::{
     AgentId, EnvironmentId, KeyId, ServerId, SessionId, ThreadId, Timestamp, VaultId, WorkspaceId,
-    agent::Agent, environment::Environment, event::NewEvent,
+    agent::Agent,
+    environment::Environment,
+    event::NewEvent,
+    webhook::{WebhookEvent, WebhookEventType},
 };
 
 use sqlx::PgExecutor;
@@ -11,6 +14,7 @@ use crate::{
     AddError, NewResource, Row, SessionRecord, SkillMount, Store, StoreError, agents, environments,
     log::{Columns, render_rows},
     resources, skills, time,
+    webhooks::{self, Happened},
 };
 
 /// The constraint that breaks when a skill's archive went while a session was being created with it.
@@ -171,17 +175,28 @@ impl Store {
         first: FirstState,
     ) -> Result<Option<Created>, AddError> {
         let rows = render_rows(&first.events, 0, new.created_at);
+        let mut told = vec![WebhookEvent::new(WebhookEventType::SessionCreated, new.id)];
+        told.extend(webhooks::of_session(
+            new.id,
+            new.thread,
+            &first.events,
+            None,
+        ));
+        let happened = self.happened(new.workspace, &told).await?;
         let mut shown = Vec::with_capacity(new.resources.len());
         // Most sessions have nothing beside them and are one statement.
         if new.resources.is_empty() && new.skills.is_empty() {
-            if !insert_session(&self.pool, &new, &first, &rows).await? {
+            let Some(hooked) = insert_session(&self.pool, &new, &first, &rows, happened).await?
+            else {
                 return Ok(None);
-            }
+            };
+            self.emitted(hooked);
         } else {
             let mut tx = self.pool.begin().await?;
-            if !insert_session(&mut *tx, &new, &first, &rows).await? {
+            let Some(hooked) = insert_session(&mut *tx, &new, &first, &rows, happened).await?
+            else {
                 return Ok(None);
-            }
+            };
             for resource in &new.resources {
                 shown.push(
                     resources::insert(&mut tx, new.workspace, new.id, resource, new.created_at)
@@ -190,6 +205,7 @@ impl Store {
             }
             skills::keep(&mut tx, new.id, &new.skills).await?;
             tx.commit().await?;
+            self.emitted(hooked);
         }
         let record = SessionRecord {
             id: new.id,
@@ -217,20 +233,21 @@ impl Store {
     }
 }
 
-/// `false` when the environment is not in use any more.
+/// `None` when the environment is not in use any more; else what the outbox says.
 async fn insert_session(
     executor: impl PgExecutor<'_>,
     new: &NewSession,
     first: &FirstState,
     rows: &[Row],
-) -> Result<bool, sqlx::Error> {
+    happened: Happened,
+) -> Result<Option<Option<i32>>, sqlx::Error> {
     let columns = Columns::of(rows);
     let last_seq = rows.last().map_or(0, |row| row.seq);
     let epoch = i64::from(first.owner.is_some());
     let vaults: Vec<_> = new.vault_ids.iter().map(|vault| vault.0).collect();
     // One statement is a transaction by itself, and a round trip instead of four. The shared lock
     // holds off whoever archives or deletes the environment meanwhile.
-    let created = sqlx::query_scalar!(
+    sqlx::query_scalar!(
         r#"
             WITH environment AS (
                 SELECT id FROM environments
@@ -264,7 +281,7 @@ async fn insert_session(
                                      $29::text[], $30::boolean[], $31::text[], $32::text[])
                   AS e (seq, event_id, thread_id, on_session, type, processed, body, private)
             )
-            SELECT id FROM session
+            SELECT webhook_emit($2, $11, $35) FROM session
             "#,
         new.id.0,
         new.workspace.0,
@@ -302,8 +319,8 @@ async fn insert_session(
         &columns.privates as _,
         new.equipped,
         &vaults,
+        happened as _,
     )
     .fetch_optional(executor)
-    .await?;
-    Ok(created.is_some())
+    .await
 }

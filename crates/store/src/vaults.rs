@@ -10,6 +10,7 @@ mod refresh;
 use selfsame_types::{
     CredentialId, Metadata, Position, VaultId, WorkspaceId,
     vault::{Vault, VaultSpec, VaultType},
+    webhook::{WebhookEvent, WebhookEventType},
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -18,7 +19,7 @@ pub use credentials::CREDENTIAL_KEY;
 pub use opened::{OpenCredential, RefreshState};
 pub use refresh::{CredentialRefresh, RefreshedTokens};
 
-use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time};
+use crate::{Actor, Audit, Store, StoreError, agents::column, keys::audit, time, webhooks::emit};
 
 /// Which vaults, or which credentials of a vault, a list shows.
 #[derive(Debug, Clone)]
@@ -133,7 +134,10 @@ impl Store {
         .try_into()?;
         let detail = serde_json::json!({"display_name": vault.display_name});
         note(&mut tx, workspace, actor, "vault.create", vault.id, detail).await?;
+        let told = [WebhookEvent::new(WebhookEventType::VaultCreated, vault.id)];
+        let hooked = emit(&mut tx, self, workspace, Some(vault.created_at), &told).await?;
         tx.commit().await?;
+        self.emitted(hooked);
         Ok(vault)
     }
 
@@ -288,9 +292,13 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
+        let mut told = Vec::new();
         for credential in ids.into_iter().map(CredentialId) {
             credentials::archive(&mut tx, workspace, id, credential, actor).await?;
+            let event = WebhookEvent::new(WebhookEventType::VaultCredentialArchived, credential);
+            told.push(event.vault(id));
         }
+        told.push(WebhookEvent::new(WebhookEventType::VaultArchived, id));
         let row = sqlx::query_as!(
             Row,
             r#"
@@ -306,7 +314,9 @@ impl Store {
         .await?;
         let detail = serde_json::json!({});
         note(&mut tx, workspace, actor, "vault.archive", id, detail).await?;
+        let hooked = emit(&mut tx, self, workspace, Some(time(row.updated_at)), &told).await?;
         tx.commit().await?;
+        self.emitted(hooked);
         Ok(Some(row.try_into()?))
     }
 
@@ -330,15 +340,21 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
+        let mut told = Vec::new();
         for credential in ids.into_iter().map(CredentialId) {
             credentials::delete(&mut tx, workspace, id, credential, actor).await?;
+            let event = WebhookEvent::new(WebhookEventType::VaultCredentialDeleted, credential);
+            told.push(event.vault(id));
         }
+        told.push(WebhookEvent::new(WebhookEventType::VaultDeleted, id));
         sqlx::query!("DELETE FROM vaults WHERE id = $1", id.0)
             .execute(&mut *tx)
             .await?;
         let detail = serde_json::json!({});
         note(&mut tx, workspace, actor, "vault.delete", id, detail).await?;
+        let hooked = emit(&mut tx, self, workspace, None, &told).await?;
         tx.commit().await?;
+        self.emitted(hooked);
         Ok(true)
     }
 }

@@ -138,6 +138,9 @@ ids! {
     VaultId = "vlt";
     CredentialId = "vcrd";
     MemoryStoreId = "memstore";
+    WebhookEndpointId = "whep";
+    /// What happened, once: the same for every endpoint that hears of it, and on every attempt.
+    WebhookEventId = "whe";
     /// One server process. Never part of the public API.
     ServerId = "server";
     /// One sandbox. Never part of the public API.

@@ -25,6 +25,7 @@ pub mod thread;
 pub mod time;
 pub mod tool;
 pub mod vault;
+pub mod webhook;
 mod wire;
 
 pub use error::{ApiError, ErrorKind};
@@ -61,6 +62,9 @@ mod tests {
         crate::vault::UpdateCredential,
         crate::vault::UpdateVault,
         crate::vault::Vault,
+        crate::webhook::CreateWebhookEndpoint,
+        crate::webhook::WebhookDelivery,
+        crate::webhook::WebhookEndpoint,
     )))]
     struct Document;
 

@@ -11,7 +11,7 @@ import io
 import os
 import uuid
 import zipfile
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import hypothesis
 import pytest
@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from conftest import BETA, HEADERS
 
+ORGANIZATION_BETA = "webhooks-2026-10-07"
 EXAMPLES = int(os.environ.get("SELFSAME_FUZZ", "20"))
 
 
@@ -68,8 +69,12 @@ ZIP = packed()
 class World:
     """Objects to aim at. Whatever an operation destroys, it gets fresh."""
 
-    def __init__(self, raw, mock) -> None:
+    # Nobody listens there.
+    hook = "https://127.0.0.1:9/hook"
+
+    def __init__(self, raw, mock, admin_key) -> None:
         self.raw, self.mock = raw, mock
+        self.organization = {"authorization": f"Bearer {admin_key}", "anthropic-beta": ORGANIZATION_BETA}
         mock.answer("ok")
         self.environment = self.environment_id()
         self.agent = self.agent_id()
@@ -82,6 +87,8 @@ class World:
         self.resource = self.resource_id()
         self.vault = self.vault_id()
         self.credential = self.credential_id()
+        self.webhook = self.webhook_id()
+        self.organization_webhook = self.organization_webhook_id()
         self.model = raw.get("/v1/models").json()["data"][0]["id"]
 
     def post(self, path: str, **body: Any) -> Any:
@@ -134,6 +141,26 @@ class World:
         auth = {"mcp_server_url": url, **(auth or {"type": "static_bearer", "token": "t"})}
         return self.post(f"/v1/vaults/{self.vault}/credentials", auth=auth)["id"]
 
+    def webhook_id(self) -> str:
+        return self.post("/v1/webhook_endpoints", url=self.hook, enabled_events=["agent.archived"])["id"]
+
+    def delivery(self, webhook: str) -> dict[str, str]:
+        """An endpoint, and something that was sent to it."""
+        sent = self.post(f"/v1/webhook_endpoints/{webhook}/test_event")
+        return {"webhook_endpoint_id": webhook, "webhook_event_id": sent["id"]}
+
+    def organization_webhook_id(self) -> str:
+        body = {"url": self.hook, "enabled_events": ["external_key.failed"]}
+        response = self.raw.post("/v1/organizations/webhooks", json=body, headers=self.organization)
+        assert response.status_code == 200, response.text
+        return response.json()["id"]
+
+    def clear(self) -> None:
+        """There may be only so many of these, and other tests want some."""
+        for path, headers in (("/v1/webhook_endpoints", {}), ("/v1/organizations/webhooks", self.organization)):
+            for each in self.raw.get(f"{path}?limit=100", headers=headers).json()["data"]:
+                assert self.raw.delete(f"{path}/{each['id']}", headers=headers).status_code == 200
+
     def thread_id(self, session: str) -> str:
         return self.raw.get(f"/v1/sessions/{session}/threads").json()["data"][0]["id"]
 
@@ -152,6 +179,7 @@ class World:
             "version": lambda: "latest",
             "vault_id": lambda: self.vault,
             "credential_id": lambda: self.credential,
+            "webhook_endpoint_id": lambda: self.organization_webhook if "/organizations/" in operation.path else self.webhook,
         }
         names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
         return {name: known[name]() for name in names if name in known}
@@ -234,6 +262,35 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
     ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}/mcp_oauth_validate"): lambda world: {
         "path_parameters": {"credential_id": world.credential_id(type="mcp_oauth", access_token="a")}
     },
+    ("POST", "/v1/webhook_endpoints"): lambda world: {"body": {"url": world.hook, "enabled_events": ["session.updated"]}},
+    ("GET", "/v1/webhook_endpoints"): lambda world: {"query": {"limit": 2}},
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}"): lambda world: {},
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}"): lambda world: {"body": {"name": "n"}},
+    ("DELETE", "/v1/webhook_endpoints/{webhook_endpoint_id}"): lambda world: {
+        "path_parameters": {"webhook_endpoint_id": world.webhook_id()}
+    },
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/regenerate_signing_secret"): lambda world: {
+        "body": {"overlap_seconds": 60}
+    },
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/test_event"): lambda world: {"body": {}},
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries"): lambda world: {"query": {"limit": 2}},
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries/{webhook_event_id}"): lambda world: {
+        "path_parameters": world.delivery(world.webhook)
+    },
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries/{webhook_event_id}/redeliver"): lambda world: {
+        "path_parameters": world.delivery(world.webhook)
+    },
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/redeliver"): lambda world: {
+        "body": {"since": "2099-01-01T00:00:00Z"}
+    },
+    ("POST", "/v1/organizations/webhooks"): lambda world: {"body": {"url": world.hook, "enabled_events": ["external_key.recovered"]}},
+    ("GET", "/v1/organizations/webhooks"): lambda world: {"query": {"limit": 2, "order": "asc"}},
+    ("GET", "/v1/organizations/webhooks/{webhook_endpoint_id}"): lambda world: {},
+    ("POST", "/v1/organizations/webhooks/{webhook_endpoint_id}"): lambda world: {"body": {"state": "disabled"}},
+    ("DELETE", "/v1/organizations/webhooks/{webhook_endpoint_id}"): lambda world: {
+        "path_parameters": {"webhook_endpoint_id": world.organization_webhook_id()}
+    },
+    ("POST", "/v1/organizations/webhooks/{webhook_endpoint_id}/regenerate_signing_secret"): lambda world: {},
     # Archived with its session: archiving it again changes nothing.
     ("POST", "/v1/sessions/{session_id}/threads/{thread_id}/archive"): lambda world: {
         "path_parameters": {"session_id": world.archived, "thread_id": world.thread_id(world.archived)}
@@ -242,9 +299,10 @@ RECIPES: dict[tuple[str, str], Callable[[World], dict[str, Any]]] = {
 
 
 @pytest.fixture
-def world(raw, mock, watch) -> World:
-    world = World(raw, mock)
-    return world
+def world(raw, mock, watch, server) -> Iterator[World]:
+    world = World(raw, mock, server.admin_key)
+    yield world
+    world.clear()
 
 
 @pytest.fixture
@@ -256,8 +314,9 @@ def document(server):
 def call(server):
     def call(case):
         # A case may ask for an older generation of answers.
-        betas = [BETA, *filter(None, [(case.headers or {}).get("anthropic-beta")])]
-        headers = {**HEADERS, "authorization": f"Bearer {server.key}", "anthropic-beta": ",".join(betas)}
+        betas = [BETA, ORGANIZATION_BETA, *filter(None, [(case.headers or {}).get("anthropic-beta")])]
+        key = server.admin_key if case.path.startswith("/v1/organizations/") else server.key
+        headers = {**HEADERS, "authorization": f"Bearer {key}", "anthropic-beta": ",".join(betas)}
         return case.call(base_url=server.url, headers=headers, timeout=30)
 
     return call

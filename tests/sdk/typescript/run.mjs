@@ -55,6 +55,8 @@ async function start() {
     SELFSAME__MODEL__BASE_URL: mock,
     SELFSAME__MODEL__API_KEY: 'scripted',
     SELFSAME__FILES__DOWNLOAD_UPLOADS: 'true',
+    SELFSAME__WEBHOOKS__ALLOW_HTTP: 'true',
+    SELFSAME__WEBHOOKS__ALLOWED_RANGES: '["127.0.0.1/32"]',
     SELFSAME__SANDBOX__BACKEND: process.env.SELFSAME_TEST_BACKEND ?? 'docker',
   };
   const run = (name, ...given) => {
@@ -65,12 +67,18 @@ async function start() {
   };
   await ready(`${mock}/_mock/gates`, run('mock', 'mock', '--listen', `127.0.0.1:${mockPort}`));
   await ready(`${url}/readyz`, run('serve', 'serve'));
-  const made = execFileSync(program, ['keys', 'create', '--name', 'tests', '--workspace', 'default', '--scope', 'standard'], {
-    cwd: directory,
-    env: environment,
-    encoding: 'utf8',
+  const key = (scope) =>
+    execFileSync(program, ['keys', 'create', '--name', 'tests', '--workspace', 'default', '--scope', scope], {
+      cwd: directory,
+      env: environment,
+      encoding: 'utf8',
+    }).trim();
+  Object.assign(process.env, {
+    SELFSAME_URL: url,
+    SELFSAME_KEY: key('standard'),
+    SELFSAME_ADMIN_KEY: key('admin'),
+    SELFSAME_MOCK_URL: mock,
   });
-  Object.assign(process.env, { SELFSAME_URL: url, SELFSAME_KEY: made.trim(), SELFSAME_MOCK_URL: mock });
   return directory;
 }
 

@@ -4,9 +4,10 @@ import Anthropic, { toFile } from '@anthropic-ai/sdk';
 import { accumulateManagedAgentsEvent } from '@anthropic-ai/sdk/lib/sessions/accumulate.mjs';
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
+import { createServer } from 'node:http';
 import { test } from 'node:test';
 
-import { Mock, Tail, all, client, covers, makeAgent, makeEnvironment, makeSession, say, tail, text, uncovered } from './support.mjs';
+import { Mock, Tail, admin, all, client, covers, makeAgent, makeEnvironment, makeSession, say, tail, text, uncovered } from './support.mjs';
 
 const TOOLSET = { type: 'agent_toolset_20260401' };
 const CUSTOM = {
@@ -22,6 +23,58 @@ covers(['models.list', 'models.retrieve', 'beta.models.list', 'beta.models.retri
     const found = await all(models.list({ limit: 1 }));
     assert(found.length > 0);
     assert.equal((await models.retrieve(found[0].id)).id, found[0].id);
+  }
+});
+
+covers(
+  ['create', 'retrieve', 'update', 'list', 'delete', 'regenerateSigningSecret'].map((name) => `beta.organization.webhooks.${name}`),
+  'webhook endpoints of the organization',
+  async () => {
+    const { webhooks } = admin.beta.organization;
+    const url = 'https://hooks.example.com/organization';
+    const made = await webhooks.create({ url, enabled_events: ['external_key.failed'], name: 'mine' });
+    assert.match(made.signing_secret, /^whsec_/);
+    const { signing_secret, ...rest } = made;
+    assert.deepEqual(await webhooks.retrieve(made.id), rest);
+    assert((await all(webhooks.list({ limit: 1 }))).some((each) => each.id === made.id));
+    const off = await webhooks.update(made.id, { state: 'disabled' });
+    assert.deepEqual([off.state, off.disabled_reason, off.name], ['disabled', '', 'mine']);
+    assert.notEqual((await webhooks.regenerateSigningSecret(made.id)).signing_secret, signing_secret);
+    assert.deepEqual(await webhooks.delete(made.id), { id: made.id, type: 'webhook_endpoint_deleted' });
+    await assert.rejects(webhooks.retrieve(made.id), Anthropic.NotFoundError);
+    await assert.rejects(client.beta.organization.webhooks.list(), Anthropic.PermissionDeniedError);
+  },
+);
+
+covers(['beta.webhooks.unwrap', 'beta.webhooks.parseUnverified'], 'a webhook is verified', async () => {
+  const received = [];
+  const server = createServer((request, response) => {
+    let payload = '';
+    request.on('data', (chunk) => (payload += chunk));
+    request.on('end', () => {
+      received.push({ payload, headers: request.headers });
+      response.writeHead(204).end();
+      arrived();
+    });
+  });
+  let arrived;
+  const once = new Promise((done) => (arrived = done));
+  await new Promise((done) => server.listen(0, '127.0.0.1', done));
+  const url = `http://127.0.0.1:${server.address().port}/hook`;
+  const endpoint = await client.post('/v1/webhook_endpoints', { body: { url, enabled_events: ['session.status_idled'] } });
+  try {
+    const sent = await client.post(`/v1/webhook_endpoints/${endpoint.id}/test_event`);
+    await once;
+    const [{ payload, headers }] = received;
+    const event = client.beta.webhooks.unwrap(payload, { headers, key: endpoint.signing_secret });
+    assert.deepEqual([event.id, event.data.type], [sent.id, 'session.status_idled']);
+    assert.deepEqual(client.beta.webhooks.parseUnverified(payload), event);
+    const tampered = payload.replace('idled', 'ended');
+    assert.throws(() => client.beta.webhooks.unwrap(tampered, { headers, key: endpoint.signing_secret }));
+  } finally {
+    await client.delete(`/v1/webhook_endpoints/${endpoint.id}`);
+    server.close();
+    server.closeAllConnections();
   }
 });
 

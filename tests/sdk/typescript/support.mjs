@@ -7,12 +7,17 @@ import { randomUUID } from 'node:crypto';
 import { test } from 'node:test';
 
 const DEADLINE = 20_000;
-const { SELFSAME_URL: url, SELFSAME_KEY: key, SELFSAME_MOCK_URL: mockUrl } = process.env;
-assert(url && key && mockUrl, 'run `npm test`, or set SELFSAME_URL, SELFSAME_KEY and SELFSAME_MOCK_URL');
+const { SELFSAME_URL: url, SELFSAME_KEY: key, SELFSAME_ADMIN_KEY: adminKey, SELFSAME_MOCK_URL: mockUrl } = process.env;
+assert(
+  url && key && adminKey && mockUrl,
+  'run `npm test`, or set SELFSAME_URL, SELFSAME_KEY, SELFSAME_ADMIN_KEY and SELFSAME_MOCK_URL',
+);
 
 export const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 60_000 });
+// What only a key of scope `admin` may do.
+export const admin = client.withOptions({ apiKey: adminKey });
 
-const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills', 'beta.vaults'];
+const ROOTS = ['models', 'files', 'skills', 'beta.models', 'beta.agents', 'beta.environments', 'beta.files', 'beta.sessions', 'beta.skills', 'beta.vaults', 'beta.webhooks', 'beta.organization.webhooks'];
 // Methods of work to come. Remove a line when its feature arrives; never add one.
 const NOT_YET = new Set([
   ...['ack', 'heartbeat', 'list', 'poll', 'poller', 'retrieve', 'stats', 'stop', 'update', 'worker'].map((name) => `beta.environments.work.${name}`),

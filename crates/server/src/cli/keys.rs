@@ -123,7 +123,7 @@ async fn execute(store: &Store, command: Command) -> anyhow::Result<String> {
 }
 
 /// A workspace by id or by name, the oldest of that name.
-async fn find(store: &Store, wanted: &str) -> anyhow::Result<Option<Workspace>> {
+pub(super) async fn find(store: &Store, wanted: &str) -> anyhow::Result<Option<Workspace>> {
     let workspaces = store.workspace_list().await?;
     Ok(workspaces
         .into_iter()

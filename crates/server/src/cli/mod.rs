@@ -8,6 +8,7 @@ mod mock;
 mod serve;
 mod skills;
 mod vault;
+mod webhooks;
 mod workspaces;
 
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ enum Command {
     /// Manages the master key, which seals the secrets of vaults and all others
     #[command(subcommand)]
     Vault(vault::Command),
+    /// Manages webhook endpoints: who is told of what happens in a workspace
+    Webhooks(webhooks::Arguments),
     /// Runs a scripted model, to try agents and clients without a key
     Mock {
         /// Address and port
@@ -112,6 +115,10 @@ pub fn main() -> anyhow::Result<()> {
         Command::Vault(command) => {
             run(vault::run(Context::quiet(&sources, &environment)?, command))
         }
+        Command::Webhooks(arguments) => run(webhooks::run(
+            Context::quiet(&sources, &environment)?,
+            arguments,
+        )),
         Command::Workspaces(command) => run(workspaces::run(
             Context::quiet(&sources, &environment)?,
             command,

@@ -28,6 +28,7 @@ pub struct Config {
     pub web: Web,
     pub mcp: Mcp,
     pub vaults: Vaults,
+    pub webhooks: Webhooks,
     pub files: Files,
     pub secrets: Secrets,
     pub limits: Limits,
@@ -324,6 +325,28 @@ impl TryFrom<String> for Search {
 #[serde(deny_unknown_fields)]
 pub struct Vaults {
     pub cache_seconds: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhooks {
+    pub allow_http: bool,
+    pub allowed_ranges: Vec<IpNet>,
+    #[serde(deserialize_with = "positive")]
+    pub attempts: u32,
+    pub backoff_min_seconds: u32,
+    pub backoff_max_seconds: u32,
+    #[serde(deserialize_with = "positive")]
+    pub timeout_seconds: u32,
+    #[serde(deserialize_with = "positive")]
+    pub concurrency: u32,
+    #[serde(deserialize_with = "positive")]
+    pub concurrency_per_endpoint: u32,
+    pub disable_after_seconds: u32,
+    #[serde(deserialize_with = "positive")]
+    pub disable_after_failures: u32,
+    pub secret_overlap_seconds: u32,
+    pub retention_days: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -34,6 +34,24 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
+/// A JSON body, or none at all, which means the same as `{}`.
+#[derive(Debug, Clone)]
+pub struct JsonOrNothing<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for JsonOrNothing<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Error> {
+        let server = &app.config.server;
+        let patience = Duration::from_secs(server.body_timeout_seconds);
+        let body = read(request, server.max_body_bytes, patience).await?;
+        if body.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse(&body).map(Self).map_err(Error::from)
+    }
+}
+
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {

@@ -7,8 +7,8 @@ mod path;
 mod query;
 
 pub use form::Form;
-pub use json::Json;
 pub(crate) use json::json_response;
+pub use json::{Json, JsonOrNothing};
 pub(crate) use multipart::{Multipart, refusal};
 pub use path::Path;
 pub use query::{NoQuery, Query};

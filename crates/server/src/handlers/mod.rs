@@ -13,3 +13,4 @@ pub mod streams;
 pub mod threads;
 pub mod vaults;
 mod views;
+pub mod webhooks;

@@ -27,7 +27,7 @@ struct Place {
 }
 
 /// All there are. Each has a trigger that refuses retired keys, and an index on the name of the key.
-const PLACES: [Place; 3] = [
+const PLACES: [Place; 4] = [
     Place {
         table: "vault_credentials",
         data_key: "data_key",
@@ -37,6 +37,11 @@ const PLACES: [Place; 3] = [
         table: "session_resources",
         data_key: "token_data_key",
         master_key: "token_master_key",
+    },
+    Place {
+        table: "webhook_secrets",
+        data_key: "data_key",
+        master_key: "master_key",
     },
     Place {
         table: "deployment_secrets",

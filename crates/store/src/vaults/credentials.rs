@@ -3,12 +3,13 @@
 use selfsame_types::{
     CredentialId, Metadata, Timestamp, VaultId, WorkspaceId,
     vault::{Credential, CredentialAuth, CredentialChange, CredentialType, NewCredential, Vault},
+    webhook::{WebhookEvent, WebhookEventType},
 };
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{VaultFilter, lock, note, opened, write};
-use crate::{Actor, Store, StoreError, agents::column, time};
+use crate::{Actor, Store, StoreError, agents::column, time, webhooks::emit};
 
 /// The constraint that keeps the keys of a vault's credentials apart.
 pub const CREDENTIAL_KEY: &str = "vault_credentials_key_key";
@@ -195,7 +196,11 @@ impl Store {
             detail,
         )
         .await?;
+        let event = WebhookEvent::new(WebhookEventType::VaultCredentialCreated, id);
+        let at = Some(credential.created_at);
+        let hooked = emit(&mut tx, self, workspace, at, &[event.vault(vault)]).await?;
         tx.commit().await.map_err(StoreError::from)?;
+        self.emitted(hooked);
         Ok(Some(credential))
     }
 
@@ -388,8 +393,14 @@ impl Store {
         actor: &Actor,
     ) -> Result<Option<Credential>, StoreError> {
         let mut tx = self.pool.begin().await?;
-        archive(&mut tx, workspace, vault, id, actor).await?;
+        let mut told = Vec::new();
+        if archive(&mut tx, workspace, vault, id, actor).await? {
+            let event = WebhookEvent::new(WebhookEventType::VaultCredentialArchived, id);
+            told.push(event.vault(vault));
+        }
+        let hooked = emit(&mut tx, self, workspace, None, &told).await?;
         tx.commit().await?;
+        self.emitted(hooked);
         self.credential_get(workspace, vault, id).await
     }
 
@@ -406,7 +417,14 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
         let done = delete(&mut tx, workspace, vault, id, actor).await?;
+        let mut told = Vec::new();
+        if done {
+            let event = WebhookEvent::new(WebhookEventType::VaultCredentialDeleted, id);
+            told.push(event.vault(vault));
+        }
+        let hooked = emit(&mut tx, self, workspace, None, &told).await?;
         tx.commit().await?;
+        self.emitted(hooked);
         Ok(done)
     }
 }

@@ -7,11 +7,15 @@
 use std::{fmt, time::Duration};
 
 use secrecy::SecretString;
-use selfsame_types::{CredentialId, vault::CredentialSecrets};
+use selfsame_types::{
+    CredentialId,
+    vault::CredentialSecrets,
+    webhook::{WebhookEvent, WebhookEventType},
+};
 use sqlx::PgTransaction;
 
 use super::{credentials::locked, note, opened};
-use crate::{Actor, OpenCredential, Sealer, Store, StoreError, leases::interval};
+use crate::{Actor, OpenCredential, Sealer, Store, StoreError, leases::interval, webhooks::emit};
 
 /// How long a refresh may take. The database ends the transaction of a server that was frozen meanwhile.
 const HELD: &str = "60s";
@@ -33,6 +37,7 @@ pub struct RefreshedTokens {
 /// A credential whose row is held. Dropped, it leaves everything as it was.
 pub struct CredentialRefresh {
     tx: PgTransaction<'static>,
+    store: Store,
     sealer: Sealer,
     credential: OpenCredential,
 }
@@ -117,6 +122,7 @@ impl Store {
         let credential = opened::open_row(sealer, row).await?;
         Ok(credential.map(|credential| CredentialRefresh {
             tx,
+            store: self.clone(),
             sealer: sealer.clone(),
             credential,
         }))
@@ -195,7 +201,13 @@ impl CredentialRefresh {
         )
         .execute(&mut *self.tx)
         .await?;
+        let mut hooked = None;
         if begins {
+            let vault = self.credential.credential.vault_id;
+            let event = WebhookEvent::new(WebhookEventType::VaultCredentialRefreshFailed, id);
+            let told = [event.vault(vault)];
+            let workspace = self.credential.workspace;
+            hooked = emit(&mut self.tx, &self.store, workspace, None, &told).await?;
             let detail = serde_json::json!({
                 "vault": self.credential.credential.vault_id,
                 "reason": reason,
@@ -211,6 +223,7 @@ impl CredentialRefresh {
             .await?;
         }
         self.tx.commit().await?;
+        self.store.emitted(hooked);
         Ok(begins)
     }
 

@@ -32,6 +32,7 @@ class Server:
     other_key: str
     read_only_key: str
     mock_url: str
+    admin_key: str = ""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     directory: Path | None = None
     # Starts the server's own process, and returns when it is ready.
@@ -66,7 +67,7 @@ def from_environment() -> Server | None:
         return None
     missing = [
         name
-        for name in ("SELFSAME_KEY", "SELFSAME_OTHER_KEY", "SELFSAME_READ_ONLY_KEY", "SELFSAME_MOCK_URL")
+        for name in ("SELFSAME_KEY", "SELFSAME_OTHER_KEY", "SELFSAME_READ_ONLY_KEY", "SELFSAME_ADMIN_KEY", "SELFSAME_MOCK_URL")
         if not os.environ.get(name)
     ]
     if missing:
@@ -77,6 +78,7 @@ def from_environment() -> Server | None:
         other_key=os.environ["SELFSAME_OTHER_KEY"],
         read_only_key=os.environ["SELFSAME_READ_ONLY_KEY"],
         mock_url=os.environ["SELFSAME_MOCK_URL"],
+        admin_key=os.environ["SELFSAME_ADMIN_KEY"],
     )
 
 
@@ -138,6 +140,9 @@ def start() -> Server:
         "SELFSAME__MCP__CONNECT_TIMEOUT_SECONDS": "8",
         "SELFSAME__MCP__CALL_TIMEOUT_SECONDS": "15",
         "SELFSAME__NET__ALLOWED_RANGES": json.dumps([*allowed_ranges(), f"{LOOPBACK}/32"]),
+        # Receivers of the tests' own.
+        "SELFSAME__WEBHOOKS__ALLOW_HTTP": "true",
+        "SELFSAME__WEBHOOKS__ALLOWED_RANGES": '["127.0.0.1/32"]',
     }
     server = Server(url, "", "", "", mock_url, directory=directory)
 
@@ -174,6 +179,7 @@ def start() -> Server:
         server.key = key("default", "standard")
         server.read_only_key = key("default", "read_only")
         server.other_key = key("other", "standard")
+        server.admin_key = key("default", "admin")
     except BaseException:
         server.stop()
         raise

@@ -14,7 +14,20 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 COVERED: dict[str, list[str]] = {}
 
 # The resources that this server offers; every public method below them needs a test.
-ROOTS = ("models", "files", "beta.models", "beta.agents", "beta.environments", "beta.files", "beta.sessions", "beta.skills", "beta.vaults", "skills")
+ROOTS = (
+    "models",
+    "files",
+    "skills",
+    "beta.agents",
+    "beta.environments",
+    "beta.files",
+    "beta.models",
+    "beta.organization.webhooks",
+    "beta.sessions",
+    "beta.skills",
+    "beta.vaults",
+    "beta.webhooks",
+)
 
 # Methods of work to come. Remove a line when its feature arrives; never add one.
 NOT_YET = {
