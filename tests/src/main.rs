@@ -20,6 +20,7 @@ mod site;
 mod skills;
 mod standins;
 mod stream;
+mod threads;
 mod web;
 mod webhooks;
 mod workbench;

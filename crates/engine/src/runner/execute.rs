@@ -15,8 +15,9 @@ use crate::{
     sandboxes::AcquireError,
 };
 
-/// Attempts to give a call a sandbox before it gets an error result.
-const SANDBOX_ATTEMPTS: u32 = 3;
+/// Attempts to give a call a sandbox before it gets an error result. They span some seconds: a loaded daemon is
+/// slow to notice that a container has died, and calls it running meanwhile.
+const SANDBOX_ATTEMPTS: u32 = 6;
 
 const RESTARTED: &str = "The sandbox was restarted while this call was under way, and nothing runs in it \
     any more. Whether the call took effect is unknown: check before you repeat it.";

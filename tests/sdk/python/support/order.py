@@ -310,10 +310,12 @@ class _Checker:
             if self.status != "running":
                 self.bad(f"while {self.status}")
             self.status = "rescheduling"
-            self.expect(before, {"session.error"})
             if self.span:
                 self.bad("with a model request open")
-            self.expect(after, {"session.thread_status_rescheduled"})
+            # Of several threads the last one to run may have ended while others waited.
+            if not many:
+                self.expect(before, {"session.error"})
+                self.expect(after, {"session.thread_status_rescheduled"})
         elif name == "session.thread_status_rescheduled":
             if not many:
                 self.expect(before, {"session.status_rescheduled"})

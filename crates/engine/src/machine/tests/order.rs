@@ -574,7 +574,8 @@ impl Checker {
             "session.status_rescheduled" => {
                 hold!(self.status == Status::Running, "not running");
                 self.status = Status::Rescheduling;
-                if self.threads.len() == 1 {
+                // Of several threads the last one to run may have ended while others waited.
+                if self.threads.len() == 1 && self.primary().status == Status::Running {
                     self.must = vec!["session.thread_status_rescheduled"];
                 }
             }
@@ -642,9 +643,11 @@ impl Checker {
             return Ok(());
         }
         let any = |status| self.threads.iter().any(|t| t.status == status);
-        let interrupted = self.primary().queued.iter().any(|(_, event)| {
-            event["type"] == "user.interrupt" && event["session_thread_id"].is_null()
-        });
+        // An interrupt that waits for the primary thread is carried out before the session rests.
+        let queued = &self.primary().queued;
+        let interrupted = queued
+            .iter()
+            .any(|(_, event)| event["type"] == "user.interrupt");
         let aggregate = if any(Status::Running) {
             Status::Running
         } else if any(Status::Rescheduling) {

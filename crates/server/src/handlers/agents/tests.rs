@@ -97,13 +97,6 @@ async fn bad_requests_say_where(pool: PgPool) {
         let response = app.post("/v1/agents", body).await;
         assert_error(&response, 400, "invalid_request_error", message);
     }
-    let servers = json!({
-        "name": "n", "model": "m", "tools": [{"type": "mcp_toolset", "mcp_server_name": "s"}],
-        "mcp_servers": [{"type": "url", "name": "s", "url": "https://mcp.example"}],
-    });
-    let response = app.post("/v1/agents", servers).await;
-    assert_error(&response, 501, "api_error", "mcp_servers");
-    assert_eq!(response.header("x-should-retry"), "false");
     let response = app
         .post("/v1/agents?dry_run=1", json!({"name": "n", "model": "m"}))
         .await;
