@@ -255,15 +255,14 @@ impl Inner {
                 return false;
             }
         };
+        let more = claimed.len() >= total || is_full(&claimed, &busy, each);
         if claimed.is_empty() {
-            return false;
+            return more;
         }
         fail::point("after_webhook_claim");
-        let mut more = claimed.len() >= total;
         let targets = self.targets(&claimed).await;
         for delivery in claimed {
             let slot = Slot::take(self, delivery.endpoint, failing);
-            more |= slot.count >= each;
             let (inner, results) = (Arc::clone(self), results.clone());
             let target = targets.get(&delivery.endpoint).cloned();
             self.tasks.spawn(async move {
@@ -362,6 +361,16 @@ impl Inner {
     }
 }
 
+/// Whether some endpoint has all that it may have after a claim, so that more of it may be due. Judged by what was
+/// under way before the claim: a fast receiver has answered again before the last attempt has begun.
+fn is_full(claimed: &[ClaimedDelivery], busy: &[(WebhookEndpointId, usize)], each: usize) -> bool {
+    let mut counts: HashMap<_, usize> = busy.iter().copied().collect();
+    for delivery in claimed {
+        *counts.entry(delivery.endpoint).or_default() += 1;
+    }
+    counts.values().any(|count| *count >= each)
+}
+
 fn measure(answer: Answer, made: &WebhookAttempt, delivery: &ClaimedDelivery) {
     let label = answer.label();
     metrics::counter!("selfsame_webhook_attempts_total", "outcome" => label).increment(1);
@@ -397,8 +406,6 @@ struct Slot {
     inner: Arc<Inner>,
     endpoint: WebhookEndpointId,
     failing: bool,
-    /// How many the endpoint has under way with this one.
-    count: usize,
 }
 
 impl Slot {
@@ -407,16 +414,11 @@ impl Slot {
         inner
             .running_failing
             .fetch_add(usize::from(failing), Ordering::Relaxed);
-        let mut busy = inner.lock();
-        let count = busy.entry(endpoint).or_default();
-        *count += 1;
-        let count = *count;
-        drop(busy);
+        *inner.lock().entry(endpoint).or_default() += 1;
         Self {
             inner: Arc::clone(inner),
             endpoint,
             failing,
-            count,
         }
     }
 }
@@ -437,5 +439,33 @@ impl Drop for Slot {
             .fetch_sub(usize::from(self.failing), Ordering::Relaxed);
         inner.running.fetch_sub(1, Ordering::Relaxed);
         inner.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use selfsame_types::{Timestamp, WebhookEventId};
+
+    use super::*;
+
+    #[test]
+    fn a_claim_that_filled_an_endpoint_may_have_left_some() {
+        let (one, other) = (WebhookEndpointId::new(), WebhookEndpointId::new());
+        let at = Timestamp::from_micros(0);
+        let claimed: Vec<_> = [one, one, other]
+            .map(|endpoint| ClaimedDelivery {
+                endpoint,
+                event: WebhookEventId::new(),
+                body: String::new(),
+                created_at: at,
+                tries: 0,
+                now: at,
+            })
+            .into();
+        assert!(is_full(&claimed, &[], 2));
+        assert!(!is_full(&claimed, &[], 3));
+        assert!(is_full(&claimed, &[(other, 2)], 3));
+        assert!(is_full(&[], &[(one, 3)], 3));
+        assert!(!is_full(&[], &[(one, 2)], 3));
     }
 }
